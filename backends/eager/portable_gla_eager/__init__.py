@@ -1,0 +1,1 @@
+"""The eager backend: PyTorch operations alone, on any device that PyTorch has."""

@@ -1,0 +1,18 @@
+"""The exceptions and warnings that a user of the library can meet."""
+
+from __future__ import annotations
+
+
+class UnsupportedProblem(NotImplementedError):
+    """A well-formed call that no backend (or not the one asked for) serves.
+
+    The message lists every backend's reasons with a hint for each; ``plan`` holds the same as data.
+    """
+
+    def __init__(self, message: str, plan: object = None) -> None:
+        super().__init__(message)
+        self.plan = plan
+
+
+class PortabilityWarning(UserWarning):
+    """The plain-PyTorch backend serves a problem because every faster one refused it; the message is the plan."""

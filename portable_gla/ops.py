@@ -1,0 +1,156 @@
+"""The PyTorch operators, written once for every backend: schemas, fakes, autograd.
+
+``fwd`` and ``bwd`` take the backend's handle and the pins as strings, so that both passes of one call run on the same
+backend with the same plan, in eager mode and in a compiled graph, wherever the backward pass runs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from portable_gla import registry, validation
+from portable_gla.backend import Call, DecodeCall
+
+_CALL = ("Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? initial_state, Tensor? bonus, Tensor? cu_seqlens, "
+         "float scale, bool reverse, bool output_final_state, str handle, str pins")
+_library = torch.library.Library("portable_gla", "DEF")
+_library.define(f"fwd({_CALL}, bool save) -> (Tensor o, Tensor final_state, Tensor residual)")
+_library.define(f"bwd({_CALL}, Tensor residual, Tensor do, Tensor? dfinal_state) -> "
+                "(Tensor dq, Tensor dk, Tensor dv, Tensor dg, Tensor dinitial_state, Tensor dbonus)")
+_library.define("decode(Tensor q, Tensor k, Tensor v, Tensor? g, Tensor(a!) state, Tensor? slots, Tensor? bonus, "
+                "float scale, str handle, Tensor(b!) out) -> ()")
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(pins: str) -> dict[str, int]:
+    return {name: int(value) for name, value in (pin.split("=") for pin in pins.split(",") if pin)}
+
+
+@functools.lru_cache(maxsize=256)
+def format_pins(pins: tuple[tuple[str, int], ...]) -> str:
+    """Write pins as the operators take them: ``"chunk=32,segments=2"``."""
+    return ",".join(f"{name}={value}" for name, value in pins)
+
+
+def _call(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, bonus: Tensor | None,
+          cu_seqlens: Tensor | None, scale: float, reverse: bool, output_final_state: bool, pins: str) -> Call:
+    return Call(q, k, v, g, initial_state, bonus, cu_seqlens, scale, reverse, output_final_state, _parse(pins))
+
+
+def _absent(q: Tensor) -> Tensor:
+    """Stand in for an output that was not asked for: operators cannot return None."""
+    return q.new_empty(0)
+
+
+def _fwd(*args: object) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, handle, pins, save = args
+    call = _call(*inputs, pins)  # type: ignore[arg-type]
+    if call.cu_seqlens is not None and call.cu_seqlens.device.type == "cpu":
+        validation.check_cu_seqlens_values(call.cu_seqlens, call.q.shape[1])
+    with _no_autocast(call.q):
+        o, final_state, residual = registry.get(handle).forward(call, save=save)  # type: ignore[arg-type]
+    return (o, _absent(o) if final_state is None else final_state, _absent(o) if residual is None else residual)
+
+
+def _bwd(*args: object) -> tuple[Tensor, ...]:
+    *inputs, handle, pins, residual, do, dfinal_state = args
+    call = _call(*inputs, pins)  # type: ignore[arg-type]
+    with _no_autocast(call.q):
+        gradients = registry.get(handle).backward(call, residual, do, dfinal_state)  # type: ignore[arg-type]
+    return tuple(_absent(call.q) if gradient is None else gradient for gradient in gradients)
+
+
+def _decode(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, slots: Tensor | None,
+            bonus: Tensor | None, scale: float, handle: str, out: Tensor) -> None:
+    if slots is not None and slots.device.type == "cpu":
+        validation.check_slots_values(slots, state.shape[0])
+    with _no_autocast(q):
+        registry.get(handle).decode(DecodeCall(q, k, v, g, state, slots, bonus, scale, out))
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+_nothing = _Nothing()
+
+
+def _no_autocast(q: Tensor) -> torch.autocast | _Nothing:
+    """Keep autocast out of a backend's own operations: ``attention`` has cast the inputs already."""
+    device_type = q.device.type
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else _nothing
+
+
+for _name, _function in (("fwd", _fwd), ("bwd", _bwd), ("decode", _decode)):
+    _library.impl(_name, _function, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("portable_gla::fwd", lib=_library)
+def _(*args: object) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, handle, pins, save = args
+    call = _call(*inputs, pins)  # type: ignore[arg-type]
+    q, v = call.q, call.v
+    o = v.new_empty(q.shape[0], q.shape[1], call.heads, v.shape[3])
+    final_state = q.new_empty(call.state_shape, dtype=call.state_dtype) if call.output_final_state else _absent(q)
+    residual = _absent(q)
+    if save:
+        shape, dtype = registry.get(handle).residual_spec(call)  # type: ignore[arg-type]
+        residual = q.new_empty(shape, dtype=dtype)
+    return o, final_state, residual
+
+
+@torch.library.register_fake("portable_gla::bwd", lib=_library)
+def _(*args: object) -> tuple[Tensor, ...]:
+    q, k, v, g, initial_state, bonus = args[:6]
+    return tuple(q.new_empty(0) if x is None else x.new_empty(x.shape)  # type: ignore[union-attr, attr-defined]
+                 for x in (q, k, v, g, initial_state, bonus))
+
+
+@torch.library.register_fake("portable_gla::decode", lib=_library)
+def _(*args: object) -> None:
+    return None
+
+
+def _setup_fwd(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, scale, reverse, output_final_state, handle, pins, save = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*tensors, output[2])  # type: ignore[arg-type]
+    ctx.rest = (scale, reverse, output_final_state, handle, pins)  # type: ignore[attr-defined]
+    ctx.saved = save  # type: ignore[attr-defined]
+
+
+def _backward_fwd(ctx: torch.autograd.function.FunctionCtx, do: Tensor | None, dfinal_state: Tensor | None,
+                  _dresidual: Tensor | None) -> tuple[object, ...]:
+    if not ctx.saved:  # type: ignore[attr-defined]
+        raise RuntimeError("portable_gla::fwd was called with save=False: its gradients cannot be computed")
+    *tensors, residual = ctx.saved_tensors  # type: ignore[attr-defined]
+    q, _k, v = tensors[:3]
+    scale, reverse, output_final_state, handle, pins = ctx.rest  # type: ignore[attr-defined]
+    if do is None:
+        heads = _call(*tensors, scale, reverse, output_final_state, pins).heads
+        do = v.new_zeros(()).expand(q.shape[0], q.shape[1], heads, v.shape[3])
+    gradients = torch.ops.portable_gla.bwd(
+        *tensors, scale, reverse, output_final_state, handle, pins, residual, do,
+        dfinal_state if output_final_state else None)
+    given = [None if x is None else gradient for x, gradient in zip(tensors[:6], gradients, strict=True)]
+    return (*given, *[None] * 7)
+
+
+torch.library.register_autograd("portable_gla::fwd", _backward_fwd, setup_context=_setup_fwd, lib=_library)
+
+
+def _setup_bwd(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep nothing: only the error below can follow."""
+
+
+def _backward_bwd(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor | None) -> None:
+    raise RuntimeError("portable_gla.attention has no second derivative: call backward() without create_graph=True, "
+                       "or use a plain PyTorch recurrence where one is needed")
+
+
+torch.library.register_autograd("portable_gla::bwd", _backward_bwd, setup_context=_setup_bwd, lib=_library)
