@@ -104,7 +104,7 @@ def attention(
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if g is not None and g.dim() > 1:
             g = g.transpose(1, 2)
-    o, final_state, _ = torch.ops.portable_gla.fwd(
+    o, final_state, _ = torch.ops.portable_gla.fwd.default(
         q, k, v, g, initial_state, bonus, cu_seqlens, q.shape[-1] ** -0.5 if scale is None else float(scale),
         bool(reverse), bool(output_final_state), handle, pins, save)
     if layout == "BHTD":
@@ -168,7 +168,7 @@ def decode_(
     if out is None:
         heads = state.shape[1]
         out = v.new_empty(q.shape[0], q.shape[1], heads, v.shape[3])
-    torch.ops.portable_gla.decode(
+    torch.ops.portable_gla.decode.default(
         q, k, v, g, state, slots, bonus, q.shape[-1] ** -0.5 if scale is None else float(scale), handle, out)
     return out
 
@@ -236,7 +236,7 @@ def _chosen(
 ) -> tuple[str, str]:
     problem = planning.Problem(
         tokens=1024, heads=max(q_heads, k_heads, v_heads, gate_heads), key_dim=key_dim, value_dim=value_dim,
-        q_heads=q_heads, k_heads=k_heads, v_heads=v_heads, gate_heads=gate_heads or None, dtype=dtype,
+        q_heads=q_heads, k_heads=k_heads, v_heads=v_heads, gate_heads=gate_heads, dtype=dtype,
         gate={0: "none", 1: "constant", 3: "head", 4: "channel"}[gate_rank], gate_dtype=gate_dtype, packed=packed,
         initial_state=initial_state, final_state=final_state, reverse=reverse, bonus=bonus, training=training,
         mode=mode, device=planning.devices.of(device), pins=settings.current().pins)

@@ -7,6 +7,8 @@ backend with the same plan, in eager mode and in a compiled graph, wherever the 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,21 +47,21 @@ def _absent(q: Tensor) -> Tensor:
     return q.new_empty(0)
 
 
-def _fwd(*args: object) -> tuple[Tensor, Tensor, Tensor]:
+def _fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, handle, pins, save = args
-    call = _call(*inputs, pins)  # type: ignore[arg-type]
+    call = _call(*inputs, pins)
     if call.cu_seqlens is not None and call.cu_seqlens.device.type == "cpu":
         validation.check_cu_seqlens_values(call.cu_seqlens, call.q.shape[1])
     with _no_autocast(call.q):
-        o, final_state, residual = registry.get(handle).forward(call, save=save)  # type: ignore[arg-type]
+        o, final_state, residual = registry.get(handle).forward(call, save=save)
     return (o, _absent(o) if final_state is None else final_state, _absent(o) if residual is None else residual)
 
 
-def _bwd(*args: object) -> tuple[Tensor, ...]:
+def _bwd(*args: Any) -> tuple[Tensor, ...]:
     *inputs, handle, pins, residual, do, dfinal_state = args
-    call = _call(*inputs, pins)  # type: ignore[arg-type]
+    call = _call(*inputs, pins)
     with _no_autocast(call.q):
-        gradients = registry.get(handle).backward(call, residual, do, dfinal_state)  # type: ignore[arg-type]
+        gradients = registry.get(handle).backward(call, residual, do, dfinal_state)
     return tuple(_absent(call.q) if gradient is None else gradient for gradient in gradients)
 
 
@@ -90,67 +92,83 @@ for _name, _function in (("fwd", _fwd), ("bwd", _bwd), ("decode", _decode)):
 
 
 @torch.library.register_fake("portable_gla::fwd", lib=_library)
-def _(*args: object) -> tuple[Tensor, Tensor, Tensor]:
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, handle, pins, save = args
-    call = _call(*inputs, pins)  # type: ignore[arg-type]
+    call = _call(*inputs, pins)
     q, v = call.q, call.v
     o = v.new_empty(q.shape[0], q.shape[1], call.heads, v.shape[3])
     final_state = q.new_empty(call.state_shape, dtype=call.state_dtype) if call.output_final_state else _absent(q)
     residual = _absent(q)
     if save:
-        shape, dtype = registry.get(handle).residual_spec(call)  # type: ignore[arg-type]
+        shape, dtype = registry.get(handle).residual_spec(call)
         residual = q.new_empty(shape, dtype=dtype)
     return o, final_state, residual
 
 
 @torch.library.register_fake("portable_gla::bwd", lib=_library)
-def _(*args: object) -> tuple[Tensor, ...]:
+def _(*args: Any) -> tuple[Tensor, ...]:
     q, k, v, g, initial_state, bonus = args[:6]
-    return tuple(q.new_empty(0) if x is None else x.new_empty(x.shape)  # type: ignore[union-attr, attr-defined]
+    return tuple(q.new_empty(0) if x is None else x.new_empty(x.shape)
                  for x in (q, k, v, g, initial_state, bonus))
 
 
 @torch.library.register_fake("portable_gla::decode", lib=_library)
-def _(*args: object) -> None:
+def _(*args: Any) -> None:
     return None
 
 
-def _setup_fwd(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, scale, reverse, output_final_state, handle, pins, save = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(*tensors, output[2])  # type: ignore[arg-type]
-    ctx.rest = (scale, reverse, output_final_state, handle, pins)  # type: ignore[attr-defined]
-    ctx.saved = save  # type: ignore[attr-defined]
+# Autograd is a kernel of the Autograd key around autograd.Function: a third of the overhead of register_autograd.
 
 
-def _backward_fwd(ctx: torch.autograd.function.FunctionCtx, do: Tensor | None, dfinal_state: Tensor | None,
-                  _dresidual: Tensor | None) -> tuple[object, ...]:
-    if not ctx.saved:  # type: ignore[attr-defined]
-        raise RuntimeError("portable_gla::fwd was called with save=False: its gradients cannot be computed")
-    *tensors, residual = ctx.saved_tensors  # type: ignore[attr-defined]
-    q, _k, v = tensors[:3]
-    scale, reverse, output_final_state, handle, pins = ctx.rest  # type: ignore[attr-defined]
-    if do is None:
-        heads = _call(*tensors, scale, reverse, output_final_state, pins).heads
-        do = v.new_zeros(()).expand(q.shape[0], q.shape[1], heads, v.shape[3])
-    gradients = torch.ops.portable_gla.bwd(
-        *tensors, scale, reverse, output_final_state, handle, pins, residual, do,
-        dfinal_state if output_final_state else None)
-    given = [None if x is None else gradient for x, gradient in zip(tensors[:6], gradients, strict=True)]
-    return (*given, *[None] * 7)
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            o, final_state, residual = _fwd_op(*args)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(residual)
+        ctx.save_for_backward(*args[:7], residual)
+        ctx.rest = args[7:]
+        return o, final_state, residual
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, residual = ctx.saved_tensors
+        *rest, save = ctx.rest
+        if not save:
+            raise RuntimeError("portable_gla::fwd was called with save=False: its gradients cannot be computed")
+        do, dfinal_state, _ = gradients
+        q, _, v, *_ = tensors
+        if do is None:
+            heads = Call(*tensors, *rest[:3], {}).heads
+            do = v.new_zeros(()).expand(q.shape[0], q.shape[1], heads, v.shape[3])
+        found = _bwd_op(*tensors, *rest, residual, do, dfinal_state)
+        return (*(None if x is None else gradient for x, gradient in zip(tensors[:6], found, strict=True)), *[None] * 7)
 
 
-torch.library.register_autograd("portable_gla::fwd", _backward_fwd, setup_context=_setup_fwd, lib=_library)
+class _AttentionBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return cast("tuple[Tensor, ...]", _bwd_op(*args))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> None:
+        raise RuntimeError("portable_gla.attention has no second derivative: call backward() without "
+                           "create_graph=True, or use a plain PyTorch recurrence where one is needed")
 
 
-def _setup_bwd(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
-    """Keep nothing: only the error below can follow."""
+def _differentiable(function: type[torch.autograd.Function], op: Any) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            return function.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return kernel
 
 
-def _backward_bwd(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor | None) -> None:
-    raise RuntimeError("portable_gla.attention has no second derivative: call backward() without create_graph=True, "
-                       "or use a plain PyTorch recurrence where one is needed")
-
-
-torch.library.register_autograd("portable_gla::bwd", _backward_bwd, setup_context=_setup_bwd, lib=_library)
+_fwd_op = torch.ops.portable_gla.fwd.default
+_bwd_op = torch.ops.portable_gla.bwd.default
+_library.impl("fwd", _differentiable(_Attention, _fwd_op), "Autograd")
+_library.impl("bwd", _differentiable(_AttentionBackward, _bwd_op), "Autograd")

@@ -119,7 +119,7 @@ def plan_attention(
     validation.check_backend_name(backend)
     validation.check_attention(q, k, v, g, initial_state, cu_seqlens, bonus, layout)
     problem = describe(
-        q, k, v, g, layout=layout, sequences=None if cu_seqlens is None else cu_seqlens.shape[0] - 1,
+        q, k, v, g, layout=layout, sequences=-1 if cu_seqlens is None else cu_seqlens.shape[0] - 1,
         initial_state=initial_state is not None, final_state=bool(output_final_state), reverse=bool(reverse),
         bonus=bonus is not None, training=needs_grad)
     found = choose(problem, backend)
@@ -159,20 +159,20 @@ def _remember(key: tuple[object, ...] | None, found: Plan) -> None:
         _plans[key] = found
 
 
-def describe(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, layout: str = "BTHD", sequences: int | None = None,
+def describe(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, *, layout: str = "BTHD", sequences: int = -1,
              **flags: object) -> Problem:
     """Read the Problem off the tensors of a valid call."""
     token, head = (1, 2) if layout == "BTHD" else (2, 1)
-    gate, gate_heads = "none", None
+    gate, gate_heads = "none", 0
     if g is not None:
         gate = {4: "channel", 3: "head", 1: "constant"}[g.dim()]
         gate_heads = g.shape[0] if g.dim() == 1 else g.shape[head]
-    heads = max(q.shape[head], k.shape[head], v.shape[head], gate_heads or 0)
+    heads = max(q.shape[head], k.shape[head], v.shape[head], gate_heads)
     return Problem(
         tokens=q.shape[token], heads=heads, key_dim=q.shape[3], value_dim=v.shape[3], batch=q.shape[0],
         sequences=sequences, q_heads=q.shape[head], k_heads=k.shape[head], v_heads=v.shape[head],
         gate_heads=gate_heads, dtype=q.dtype, gate=gate, gate_dtype=None if g is None else g.dtype,
-        packed=sequences is not None, device=devices.of(q.device), pins=settings.current().pins,
+        packed=sequences >= 0, device=devices.of(q.device), pins=settings.current().pins,
         **flags)  # type: ignore[arg-type]
 
 
@@ -262,7 +262,8 @@ def _explain(found: Plan) -> str:
         lines += [f"tiles     {tiles or 'none'}", f"launches  {schedule.launches_forward}{backward}"]
         lines.append("bytes     " + _bytes("forward", schedule.bytes_forward, figures.compulsory_forward, problem))
         if problem.training:
-            lines.append("          " + _bytes("backward", schedule.bytes_backward, figures.compulsory_backward, problem))
+            lines.append("          " + _bytes(
+                "backward", schedule.bytes_backward, figures.compulsory_backward, problem))
     if figures.floor_forward is not None:
         text = f"forward {format_seconds(figures.floor_forward)}"
         if problem.training and figures.floor_backward is not None:

@@ -50,11 +50,11 @@ class Problem:
     tokens
         T, summed over the pack when ``packed``.
     heads, q_heads, k_heads, v_heads, gate_heads
-        H, the largest head count, and each tensor's own, which divides it (None: H).
+        H, the largest head count, and each tensor's own, which divides it (0: H).
     key_dim, value_dim
         K and V.
     batch, sequences
-        B, and N: B, or the number of packed sequences (None: B).
+        B, and N: B, or the number of packed sequences (-1: B).
     training
         Whether a backward pass will follow, so that residuals are kept.
     pins
@@ -66,11 +66,11 @@ class Problem:
     key_dim: int
     value_dim: int
     batch: int = 1
-    sequences: int | None = None
-    q_heads: int | None = None
-    k_heads: int | None = None
-    v_heads: int | None = None
-    gate_heads: int | None = None
+    sequences: int = -1
+    q_heads: int = 0
+    k_heads: int = 0
+    v_heads: int = 0
+    gate_heads: int = 0
     dtype: torch.dtype = torch.float32
     gate: str = "channel"
     gate_dtype: torch.dtype | None = None
@@ -89,10 +89,13 @@ class Problem:
             raise ValueError(f"gate: expected one of {GATES}, got {self.gate!r}")
         if self.mode not in MODES:
             raise ValueError(f"mode: expected one of {MODES}, got {self.mode!r}")
-        for name, default in (("q_heads", self.heads), ("k_heads", self.heads), ("v_heads", self.heads),
-                              ("gate_heads", self.heads), ("sequences", self.batch), ("gate_dtype", self.dtype)):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
+        for name in ("q_heads", "k_heads", "v_heads", "gate_heads"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, self.heads)
+        if self.sequences == -1:
+            object.__setattr__(self, "sequences", self.batch)
+        if self.gate_dtype is None:
+            object.__setattr__(self, "gate_dtype", self.dtype)
         for name in ("tokens", "batch", "sequences"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")

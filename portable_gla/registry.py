@@ -31,7 +31,7 @@ _generation = 0
 
 
 def generation() -> int:
-    """A number that changes whenever the set of backends does; part of the key under which plans are cached."""
+    """Return a number that changes whenever the set of backends does: part of the key under which plans are cached."""
     return _generation
 
 
@@ -68,7 +68,7 @@ def get(handle: str) -> Backend:
 
 
 def handles() -> list[str]:
-    """The handles of all loaded backends, highest priority first, emulators left out."""
+    """Return the handles of all loaded backends, highest priority first, emulators left out."""
     return sorted((handle for handle in _backends if not handle.endswith(_EMULATED)),
                   key=lambda handle: (-_backends[handle].priority, handle))
 
@@ -79,7 +79,7 @@ def names() -> list[str]:
 
 
 def failures() -> dict[str, Reason]:
-    """The backends that could not be loaded, and why."""
+    """Return the backends that could not be loaded, and why."""
     return dict(_failures)
 
 

@@ -17,8 +17,8 @@ class Settings(NamedTuple):
     emulated: str | None = None  # the backend whose emulator serves CPU tensors
 
 
-_current: ContextVar[Settings] = ContextVar(
-    "portable_gla_settings", default=Settings(strict=os.environ.get("PORTABLE_GLA_STRICT", "0") not in ("", "0")))
+_initial = Settings(strict=os.environ.get("PORTABLE_GLA_STRICT", "0") not in ("", "0"))
+_current: ContextVar[Settings] = ContextVar("portable_gla_settings", default=_initial)
 current = _current.get
 
 

@@ -5,6 +5,7 @@ Values on an accelerator are never read (that would synchronise); those on the C
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -141,7 +142,7 @@ def check_cu_seqlens_values(cu_seqlens: Tensor, tokens: int) -> None:
         raise ValueError(f"cu_seqlens: expected to start at 0, got {values[0]}")
     if values[-1] != tokens:
         raise ValueError(f"cu_seqlens: expected to end at T = {tokens}, got {values[-1]}")
-    for index, (left, right) in enumerate(zip(values, values[1:], strict=False)):
+    for index, (left, right) in enumerate(itertools.pairwise(values)):
         if right < left:
             raise ValueError(f"cu_seqlens: expected no falling entry, got {left} then {right} at index {index + 1}")
 

@@ -5,6 +5,7 @@ It is written to be read. Nothing in it is shared with another backend, so that 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -26,10 +27,7 @@ def recurrence(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, bonus:
     for t in range(q.shape[1]):
         outer = k[:, t, :, :, None] * v[:, t, :, None, :]
         decayed = g[:, t, :, :, None].exp() * state
-        if bonus is None:
-            read = decayed + outer
-        else:
-            read = state + bonus[:, :, None] * outer
+        read = decayed + outer if bonus is None else state + bonus[:, :, None] * outer
         state = decayed + outer
         o.append(scale * (q[:, t, :, :, None] * read).sum(-2))
     return (torch.stack(o, 1) if o else v.new_empty(*v.shape[:1], 0, *v.shape[2:])), state
@@ -42,7 +40,7 @@ def adjoint(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, bonus: Te
     for t in range(q.shape[1] - 1):
         before.append(g[:, t, :, :, None].exp() * before[-1] + k[:, t, :, :, None] * v[:, t, :, None, :])
     dq, dk, dv, dg = (torch.zeros_like(x) for x in (q, k, v, g))
-    dbonus = None if bonus is None else torch.zeros_like(bonus)
+    dbonus = torch.zeros_like(state[0, :, :, 0])
     for t in reversed(range(q.shape[1])):
         decay = g[:, t, :, :, None].exp()
         outer = k[:, t, :, :, None] * v[:, t, :, None, :]
@@ -60,7 +58,7 @@ def adjoint(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, bonus: Te
         dv[:, t] = (douter * k[:, t, :, :, None]).sum(-2)
         dg[:, t] = (decay * before[t] * dstate).sum(-1)
         dstate = decay * dstate if bonus is None else decay * dstate + dread
-    return dq, dk, dv, dg, dstate, dbonus
+    return dq, dk, dv, dg, dstate, None if bonus is None else dbonus
 
 
 def expand(call: Call | DecodeCall, heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,9 +76,9 @@ def expand(call: Call | DecodeCall, heads: int) -> tuple[Tensor, Tensor, Tensor,
 def fold(gradient: Tensor, like: Tensor) -> Tensor:
     """Sum a gradient [B, T, H, D] over what :func:`expand` repeated: the inverse shape change, in like's dtype."""
     if like.dim() == 1:
-        gradient = gradient.sum((0, 1, 3)).unflatten(0, (like.shape[0], -1)).sum(1)
-        return gradient.to(like.dtype)
-    gradient = gradient.unflatten(2, (like.shape[2], -1)).sum(3)
+        return gradient.sum((0, 1, 3)).reshape(like.shape[0], -1).sum(1).to(like.dtype)
+    batch, tokens, heads, channels = gradient.shape
+    gradient = gradient.reshape(batch, tokens, like.shape[2], heads // like.shape[2], channels).sum(3)
     if like.dim() == 3:
         gradient = gradient.sum(-1)
     return gradient.to(like.dtype)
@@ -92,7 +90,7 @@ def sequences(call: Call) -> Iterator[tuple[slice, slice, slice]]:
         yield slice(None), slice(None), slice(None)
         return
     ends = call.cu_seqlens.tolist()
-    for index, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+    for index, (start, end) in enumerate(itertools.pairwise(ends)):
         yield slice(None), slice(start, end), slice(index, index + 1)
 
 
@@ -142,8 +140,8 @@ class Oracle:
         o = torch.zeros_like(inputs[2])
         final = inputs[0].new_zeros(call.state_shape)
         for rows, tokens, states in sequences(call):
-            part, final[states] = recurrence(*(_turn(call, x[rows, tokens]) for x in inputs), initial[states], bonus,
-                                             call.scale)
+            q, k, v, g = (_turn(call, x[rows, tokens]) for x in inputs)
+            part, final[states] = recurrence(q, k, v, g, initial[states], bonus, call.scale)
             o[rows, tokens] = _turn(call, part)
         return (o.to(call.v.dtype), final.to(call.state_dtype) if call.output_final_state else None,
                 inputs[0].new_empty(0) if save else None)
@@ -159,12 +157,12 @@ class Oracle:
         gradients = [torch.zeros_like(x) for x in inputs]
         dbonus = None if bonus is None else torch.zeros_like(bonus)
         for rows, tokens, states in sequences(call):
-            *parts, dstates[states], dpart = adjoint(
-                *(_turn(call, x[rows, tokens]) for x in inputs), initial[states], bonus, call.scale,
-                _turn(call, do[rows, tokens]), dstates[states].clone())
+            q, k, v, g = (_turn(call, x[rows, tokens]) for x in inputs)
+            *parts, dstates[states], dpart = adjoint(q, k, v, g, initial[states], bonus, call.scale,
+                                                     _turn(call, do[rows, tokens]), dstates[states].clone())
             for whole, part in zip(gradients, parts, strict=True):
                 whole[rows, tokens] = _turn(call, part)
-            if dbonus is not None:
+            if dbonus is not None and dpart is not None:
                 dbonus += dpart
         dq, dk, dv, dg = gradients
         dinitial = None

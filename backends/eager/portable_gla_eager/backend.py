@@ -6,6 +6,7 @@ what else is in the batch or the pack.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -133,7 +134,7 @@ class EagerBackend:
                     heads.store(call, whole, gradient, sequence.row, part)
                 if dg is not None:
                     heads.store_gate(call, dg, found.g, sequence.row, part)
-                if dbonus is not None:
+                if dbonus is not None and found.bonus is not None:
                     dbonus += found.bonus
                 dstate = found.state
             dstates[sequence.state] = dstate
@@ -162,7 +163,7 @@ def _sequences(call: Call, tokens: int) -> Iterator[_Sequence]:
             yield _Sequence(row, 0, length, row, row * -(-length // tokens))
         return
     ends = call.cu_seqlens.tolist()  # on an accelerator this synchronises: the plain path needs the lengths
-    for index, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+    for index, (start, end) in enumerate(itertools.pairwise(ends)):
         # Of ceil(length / tokens) slots each, these starts never overlap and end by N + T // tokens.
         yield _Sequence(0, start, end, index, start // tokens + index)
 

@@ -33,13 +33,13 @@ class HeadMap:
         return Slab(q, k, v, decay)
 
     def load_blocks(self, call: Call, x: Tensor, row: int, part: slice, block: int) -> Tensor:
-        """Load [B, T, Hx, D] as [H, n, block, D] in the compute dtype, in the recurrence's order, zeros past the end."""
+        """Load [B, T, Hx, D] as [H, n, block, D] in the compute dtype, in the recurrence's order, padded with zeros."""
         x = x[row, part].to(self.compute).transpose(0, 1)
         if call.reverse:
             x = x.flip(1)
         tokens = x.shape[1]
         x = torch.nn.functional.pad(x, (0, 0, 0, -tokens % block))
-        return self._repeat(x.unflatten(1, (-1, block)))
+        return self._repeat(x.reshape(x.shape[0], -1, block, x.shape[2]))
 
     def unblock(self, call: Call, x: Tensor, part: slice) -> Tensor:
         """Turn [H, n, block, D] into [T, H, D] in the call's order."""
@@ -73,4 +73,4 @@ class HeadMap:
         return x.repeat_interleave(self.heads // x.shape[0], 0)
 
     def _fold(self, x: Tensor, count: int, call: Call, part: slice) -> Tensor:
-        return self.unblock(call, x.unflatten(0, (count, -1)).sum(1), part)
+        return self.unblock(call, x.reshape(count, -1, *x.shape[1:]).sum(1), part)
