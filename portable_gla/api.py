@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -89,7 +91,7 @@ def attention(
     >>> o.shape, state.shape
     (torch.Size([1, 100, 2, 16]), torch.Size([1, 2, 16, 16]))
     """
-    if isinstance(q, Tensor) and torch.is_autocast_enabled(q.device.type):
+    if isinstance(q, Tensor) and ops.autocasting(q.device.type):
         q, k, v, g = _autocast(q, k, v, g)
     if torch.compiler.is_compiling():
         handle, pins, save = _choose_while_tracing(
@@ -104,7 +106,7 @@ def attention(
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if g is not None and g.dim() > 1:
             g = g.transpose(1, 2)
-    o, final_state, _ = torch.ops.portable_gla.fwd.default(
+    o, final_state, _ = ops.forward(
         q, k, v, g, initial_state, bonus, cu_seqlens, q.shape[-1] ** -0.5 if scale is None else float(scale),
         bool(reverse), bool(output_final_state), handle, pins, save)
     if layout == "BHTD":
@@ -155,7 +157,7 @@ def decode_(
     RuntimeError
         If an input requires a gradient while gradients are enabled.
     """
-    if isinstance(q, Tensor) and torch.is_autocast_enabled(q.device.type):
+    if isinstance(q, Tensor) and ops.autocasting(q.device.type):
         q, k, v, g = _autocast(q, k, v, g)
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (q, k, v, g, state, bonus)):
         raise RuntimeError("decode_ updates its state in place and has no gradient: call it under torch.no_grad(), "
@@ -203,11 +205,9 @@ def _choose_while_tracing(
     save = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (q, k, v, g, initial_state, bonus))
     head = 2 if layout == "BTHD" else 1
-    rank = 0 if g is None else g.dim()
-    gate_heads = 0 if g is None else g.shape[0] if rank == 1 else g.shape[head]
     handle, pins = _chosen(
-        q.shape[head], k.shape[head], v.shape[head], gate_heads, q.shape[3], v.shape[3], rank, q.dtype,
-        None if g is None else g.dtype, q.device, "attention", backend, save, cu_seqlens is not None,
+        *_constant_sizes(q, k, v, g, head), q.dtype, None if g is None else g.dtype, q.device, "attention", backend,
+        save, cu_seqlens is not None,
         initial_state is not None, bool(output_final_state), bool(reverse), bonus is not None)
     return handle, pins, save
 
@@ -219,13 +219,18 @@ def _choose_decode_while_tracing(
     validation.check_scale(scale)
     validation.check_backend_name(backend)
     validation.check_decode(q, k, v, g, state, slots, bonus, out)
-    rank = 0 if g is None else g.dim()
-    gate_heads = 0 if g is None else g.shape[0] if rank == 1 else g.shape[2]
     handle, _ = _chosen(
-        q.shape[2], k.shape[2], v.shape[2], gate_heads, q.shape[3], v.shape[3], rank, q.dtype,
-        None if g is None else g.dtype, q.device, "decode", backend, False, False, True, True, False,
-        bonus is not None)
+        *_constant_sizes(q, k, v, g, 2), q.dtype, None if g is None else g.dtype, q.device, "decode", backend,
+        False, False, True, True, False, bonus is not None)
     return handle
+
+
+def _constant_sizes(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: int) -> tuple[int, ...]:
+    """Return the head counts, K, V and g's rank; ``index`` makes a symbolic size a constant of the graph."""
+    rank = 0 if g is None else g.dim()
+    gate_heads = 0 if g is None else g.shape[0] if rank == 1 else g.shape[head]
+    sizes = (q.shape[head], k.shape[head], v.shape[head], gate_heads, q.shape[3], v.shape[3], rank)
+    return tuple([operator.index(size) for size in sizes])
 
 
 @torch.compiler.assume_constant_result

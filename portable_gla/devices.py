@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import platform
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +19,8 @@ from portable_gla.problem import Device
 class Figures:
     """A row of ``devices.yaml``.
 
-    Bandwidth in GB/s (10⁹ bytes), matrix and vector rates in TFLOP/s, memory in GiB; ``source`` says where each comes
-    from. ``match`` are substrings, lower case, of the name by which PyTorch reports the device.
+    Bandwidth in GB/s (10⁹ bytes), rates in TFLOP/s, memory in GiB; ``source`` says where each comes from. ``match`` are
+    the words, lower case, by which PyTorch's name of the device is recognised; a word with ``*`` at its end is a prefix.
     """
 
     kind: str
@@ -27,8 +29,9 @@ class Figures:
     arch: str
     memory_gib: float
     bandwidth_gb_s: float
-    matrix_tflop_s: float  # 16-bit operands, dense, as the backend would use it; float32 on a CPU
-    vector_tflop_s: float  # float32
+    matrix_tflop_s: float  # products of 16-bit operands, dense
+    float32_tflop_s: float  # products of float32 operands at float32 accuracy, by the fastest unit
+    vector_tflop_s: float  # float32 elementwise
     match: tuple[str, ...]
     source: str
 
@@ -42,17 +45,22 @@ def table() -> dict[str, Figures]:
 
 
 def named(name: str) -> Device:
-    """Return the device of a row (``"v100"``, ``"h200"``, ``"910b"``), or of a type that is present (``"cpu"``).
+    """Return the device of a row: by its kind (``"v100"``, ``"910b"``), or by a name that matches (``"MI300X"``).
+
+    A device of that kind on this machine is described as it is here, arch and all.
 
     Raises
     ------
     ValueError
         If the table has no such row.
     """
-    figures = table().get(name.lower())
-    if figures is None:
+    kind = name.lower() if name.lower() in table() else _matching(table().values(), name) or _matching(
+        table().values(), f"ascend{name}")
+    if not kind:
         raise ValueError(f"device: expected one of {', '.join(table())}, got {name!r}")
-    return Device(figures.type, figures.kind, figures.arch, present=_is_here(figures))
+    figures = table()[kind]
+    here = next((found for found in map(of, present()) if found.kind == kind), None)
+    return here or Device(figures.type, figures.kind, figures.arch, present=False)
 
 
 @functools.cache
@@ -82,14 +90,20 @@ def present() -> list[torch.device]:
 
 
 def _kind(device_type: str, name: str, arch: str) -> str:
+    """Find the row of a device of this machine; ``""`` where none matches."""
+    if device_type == "cpu":
+        return next(row.kind for row in table().values() if row.type == "cpu")
     rows = [row for row in table().values() if row.type == device_type]
-    hits = [(len(text), row.kind) for row in rows for text in row.match if text in name.lower()]
-    if hits:
-        return max(hits)[1]  # the longest match: "h200" before "h20"
-    return next((row.kind for row in rows if row.type == "cpu" or (arch and row.arch == arch and not row.match)), "")
+    return _matching(rows, name) or next((row.kind for row in rows if row.arch == arch and not row.match), "")
 
 
-def _is_here(figures: Figures) -> bool:
-    if figures.type == "cpu":
-        return True
-    return any(of(device).kind == figures.kind for device in present())
+def _matching(rows: Iterable[Figures], name: str) -> str:
+    """Find the row with the longest match: "h100 pcie" before "h100"; whole words, so that "A1000" is no A100."""
+    hits = [(len(text), row.kind) for row in rows for text in row.match if _pattern(text).search(name.lower())]
+    return max(hits)[1] if hits else ""
+
+
+@functools.cache
+def _pattern(text: str) -> re.Pattern[str]:
+    end = "" if text.endswith("*") else r"(?![a-z0-9])"
+    return re.compile(r"(?<![a-z0-9])" + re.escape(text.removesuffix("*")) + end)

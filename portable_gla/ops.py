@@ -81,10 +81,18 @@ class _Nothing:
 _nothing = _Nothing()
 
 
+_knows_autocast = functools.cache(torch.amp.is_autocast_available)  # asking again for another type ("meta") raises
+
+
+def autocasting(device_type: str) -> bool:
+    """Tell whether autocast is on for a type of device, which autocast need not know."""
+    return _knows_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def _no_autocast(q: Tensor) -> torch.autocast | _Nothing:
     """Keep autocast out of a backend's own operations: ``attention`` has cast the inputs already."""
     device_type = q.device.type
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else _nothing
+    return torch.autocast(device_type, enabled=False) if autocasting(device_type) else _nothing
 
 
 for _name, _function in (("fwd", _fwd), ("bwd", _bwd), ("decode", _decode)):
@@ -166,6 +174,16 @@ def _differentiable(function: type[torch.autograd.Function], op: Any) -> Callabl
             return op(*args)
 
     return kernel
+
+
+def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Run ``fwd``; outside a trace, past the dispatcher's Autograd kernel, whose work is done here."""
+    if torch.compiler.is_compiling():
+        return cast("tuple[Tensor, Tensor, Tensor]", _fwd_op(*args))
+    if args[-1]:  # save: some input requires a gradient
+        return cast("tuple[Tensor, Tensor, Tensor]", _Attention.apply(*args))  # type: ignore[no-untyped-call]
+    with torch._C._AutoDispatchBelowAutograd():
+        return cast("tuple[Tensor, Tensor, Tensor]", _fwd_op(*args))
 
 
 _fwd_op = torch.ops.portable_gla.fwd.default
