@@ -1,0 +1,206 @@
+/* One chunk of up to 16 tokens of one head: its rows in scratch, products of its gates, its scores.
+ *
+ * Nothing is ever divided and no gates are summed: decays are multiplied, e = exp(g), which is exact for every g ≤ 0,
+ * −inf among them, and keeps a huge gate from drowning its neighbours. See README.md for the formulae.
+ */
+#ifndef GLA_CHUNK_H
+#define GLA_CHUNK_H
+
+#include "exponential.h"
+#include "panels.h"
+#include "rows.h"
+#include "sequences.h"
+
+enum { BLOCK = 4 };                /* tokens of a sub-block, see chunk_scores */
+static const float GROWTH = 40.0f; /* nats by which a channel may grow within a chunk before its products may overflow */
+
+/* Rows are tokens; rows from `count` on are zero (decays one). Lengths are K and V, strides their padded sizes. */
+typedef struct {
+    int count;
+    bool overflows; /* positive gates: products over the chunk may overflow where the recurrence does not */
+    float growth;   /* at most this many nats in any channel */
+    int64_t ahead;  /* tokens from this chunk to the one that is loaded next */
+    int64_t key_dim, value_dim;
+    ptrdiff_t key_stride, value_stride;
+    float *q;           /* [16][K], times the scale */
+    float *k, *e;       /* [16][K] */
+    float *q_decayed;   /* [16][K]: q_i times the decays between the chunk's start and its reading of the state */
+    float *k_decayed;   /* [16][K]: k_j times the decays after j */
+    float *block_decay; /* [4][K], of chunk_scores */
+    float *decay;       /* [K]: all decays of the chunk */
+    float *detached;    /* [K]: the decay that chunk_detach_gate took off */
+    float *bonus;       /* [K], or NULL */
+    float *v;           /* [16][V] */
+    float *scores;      /* [16][16], lower triangle */
+} chunk;
+
+GLA_INLINE float *take(float **scratch, int64_t floats)
+{
+    float *taken = *scratch;
+    *scratch += gla_round_up(floats, 16);
+    return taken;
+}
+
+/* Lay a chunk out in scratch; with scratch at NULL, measure it. */
+static chunk chunk_at(float **scratch, const gla_call *call, int64_t value_dim)
+{
+    chunk c = {.ahead = GLA_CHUNK, .key_dim = call->key_dim, .value_dim = value_dim};
+    c.key_stride = gla_round_up(c.key_dim, GLA_PANEL);
+    c.value_stride = gla_round_up(value_dim, GLA_PANEL);
+    int64_t keys = GLA_CHUNK * c.key_stride;
+    c.q = take(scratch, keys);
+    c.k = take(scratch, keys);
+    c.e = take(scratch, keys);
+    c.q_decayed = take(scratch, keys);
+    c.k_decayed = take(scratch, keys);
+    c.block_decay = take(scratch, keys / BLOCK);
+    c.decay = take(scratch, c.key_stride);
+    c.detached = take(scratch, c.key_stride);
+    c.bonus = take(scratch, c.key_stride);
+    c.v = take(scratch, GLA_CHUNK * c.value_stride);
+    c.scores = take(scratch, GLA_CHUNK * GLA_CHUNK);
+    if (!call->bonus.data) c.bonus = NULL;
+    return c;
+}
+
+/* What does not vary along the sequence. */
+static inline void chunk_begin_head(chunk *c, const gla_call *call, int64_t head)
+{
+    if (c->bonus)
+        load_row(c->bonus, &call->bonus, head * call->bonus.stride[0], call->bonus.stride[1], c->key_dim,
+                 c->key_stride);
+}
+
+/* Load the rows of c->count tokens from `first` on, columns from `column` on, and fetch those of the next chunk. */
+static inline void load_tokens(const chunk *c, float *out, ptrdiff_t out_stride, const gla_tensor *x,
+                               const gla_call *call, const sequence *s, int64_t head, int64_t first, int64_t column,
+                               int64_t columns)
+{
+    int64_t next = first + c->ahead;
+    bool more = next >= 0 && next + c->count <= s->length;
+    head = head * x->heads / call->heads;
+    for (int i = 0; i < c->count; i++) {
+        load_row(out + i * out_stride, x, token_offset(x, s, first + i, head) + column * x->stride[3], x->stride[3],
+                 columns, out_stride);
+        if (more) prefetch_row(x, token_offset(x, s, next + i, head) + column * x->stride[3], x->stride[3], columns);
+    }
+    memset(out + c->count * out_stride, 0, (GLA_CHUNK - c->count) * out_stride * sizeof *out);
+}
+
+/* Fetch the rows that will be stored when the chunk is done. */
+static inline void prefetch_tokens(const chunk *c, const gla_tensor *x, const gla_call *call, const sequence *s,
+                                   int64_t head, int64_t first, int64_t column, int64_t columns)
+{
+    head = head * x->heads / call->heads;
+    for (int i = 0; i < c->count; i++)
+        prefetch_row(x, token_offset(x, s, first + i, head) + column * x->stride[3], x->stride[3], columns);
+}
+
+/* Decays of a gate that all channels share: one number per token. */
+static void load_shared_decays(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first)
+{
+    float gates[GLA_CHUNK] = {0}, sum = 0.0f;
+    const gla_tensor *g = &call->g;
+    if (call->gate != GLA_GATE_NONE) {
+        head = head * g->heads / call->heads;
+        for (int i = 0; i < c->count; i++) {
+            gates[i] = load_one(element(g, token_offset(g, s, first + i, head)), g->dtype);
+            if (gates[i] > 0.0f) sum += gates[i];
+        }
+    }
+    for (int i = 0; i < GLA_CHUNK; i += LANES) vec_store(gates + i, vec_exp(vec_load(gates + i)));
+    for (int i = 0; i < GLA_CHUNK; i++)
+        for (ptrdiff_t n = 0; n < c->key_stride; n += LANES)
+            vec_store(c->e + i * c->key_stride + n, vec_splat(gates[i]));
+    c->growth = sum;
+}
+
+static void load_channel_decays(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first)
+{
+    load_tokens(c, c->e, c->key_stride, &call->g, call, s, head, first, 0, c->key_dim);
+    vec most = vec_zero();
+    for (ptrdiff_t n = 0; n < c->key_stride; n += LANES) {
+        vec sum = vec_zero();
+        for (int i = 0; i < GLA_CHUNK; i++) {
+            float *e = c->e + i * c->key_stride + n;
+            vec g = vec_load(e);
+            sum += vec_max(g, vec_zero());
+            vec_store(e, vec_exp(g));
+        }
+        most = vec_max(most, sum);
+    }
+    c->growth = 0.0f;
+    for (int lane = 0; lane < LANES; lane++)
+        if (most[lane] > c->growth) c->growth = most[lane];
+}
+
+/* Load the decays of `count` tokens from `first` on: the first step of every chunk. */
+static inline void chunk_load_decays(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first,
+                              int count)
+{
+    c->count = count;
+    if (call->gate == GLA_GATE_CHANNEL) load_channel_decays(c, call, s, head, first);
+    else load_shared_decays(c, call, s, head, first);
+    c->overflows = c->growth > GROWTH;
+}
+
+/* Load k, and v's columns from `value` on: what the state takes in. */
+static inline void chunk_load_keys(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first,
+                            int64_t value)
+{
+    load_tokens(c, c->k, c->key_stride, &call->k, call, s, head, first, 0, c->key_dim);
+    load_tokens(c, c->v, c->value_stride, &call->v, call, s, head, first, value, c->value_dim);
+}
+
+/* Load q, times the scale: what reads the state. */
+static inline void chunk_load_queries(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first)
+{
+    load_tokens(c, c->q, c->key_stride, &call->q, call, s, head, first, 0, c->key_dim);
+    vec scale = vec_splat((float)call->scale);
+    for (ptrdiff_t n = 0; n < GLA_CHUNK * c->key_stride; n += LANES) vec_store(c->q + n, vec_load(c->q + n) * scale);
+}
+
+/* Whether the chunk is a token on its own because its gate grows so much that q times the decay may overflow. Then the
+ * state itself is decayed, in the recurrence's order, and the token goes on without its gate. (With a bonus q does not
+ * meet its own gate.) */
+GLA_INLINE bool chunk_is_detached(const chunk *c) { return c->overflows && c->count == 1 && !c->bonus; }
+
+static inline void chunk_detach_gate(chunk *c)
+{
+    memcpy(c->detached, c->e, c->key_stride * sizeof *c->e);
+    for (ptrdiff_t n = 0; n < c->key_stride; n++) c->e[n] = 1.0f;
+}
+
+/* k_decayed, and the decay of the whole chunk; with `after`, the products themselves. */
+static inline void chunk_decay_keys(chunk *c, float *after)
+{
+    for (ptrdiff_t n = 0; n < c->key_stride; n += LANES) {
+        vec product = vec_splat(1.0f);
+        for (ptrdiff_t at = (GLA_CHUNK - 1) * c->key_stride + n; at >= 0; at -= c->key_stride) {
+            vec_store(c->k_decayed + at, vec_load(c->k + at) * product);
+            if (after) vec_store(after + at, product);
+            product *= vec_load(c->e + at);
+        }
+        vec_store(c->decay + n, product);
+    }
+}
+
+/* q_decayed, and the decay of the whole chunk; with `before`, the products themselves. With a bonus a token reads the
+ * state before its own gate. */
+static inline void chunk_decay_queries(chunk *c, float *before)
+{
+    for (ptrdiff_t n = 0; n < c->key_stride; n += LANES) {
+        vec product = vec_splat(1.0f);
+        for (ptrdiff_t i = 0; i < GLA_CHUNK; i++) {
+            ptrdiff_t at = i * c->key_stride + n;
+            vec with_own = product * vec_load(c->e + at);
+            if (!c->bonus) product = with_own;
+            vec_store(c->q_decayed + at, vec_load(c->q + at) * product);
+            if (before) vec_store(before + at, product);
+            product = with_own;
+        }
+        vec_store(c->decay + n, product);
+    }
+}
+
+#endif
