@@ -1,7 +1,8 @@
 """Bytes, operations, floor times and peak memory of a problem: a model, never a measurement.
 
-Compulsory bytes are each input read once and each output written once, forward and backward; gated linear attention
-is bound by them on every device of ``devices.yaml`` that is not a CPU.
+Compulsory bytes are each input read once and each output written once, forward and backward. Gated linear attention
+with 16-bit inputs is bound by them on every device of ``devices.yaml``; with float32 inputs and wide heads the products
+bind it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class Cost:
 
     compulsory_forward: int
     compulsory_backward: int  # what the backward pass adds: inputs and do read again, gradients written
-    operations_forward: int  # floating-point operations of the recurrence's products, multiply and add apart
-    operations_backward: int
+    operations_forward: int  # of the recurrence's products, a multiply-add counted as two: k vᵀ and Sᵀ q
+    operations_backward: int  # five such products: the states again, their adjoints, dq, dk and dv
     floor_forward: float | None
     floor_backward: float | None
     peak_memory: int | None  # inputs, outputs, gradients, residuals and workspace; None without a schedule
@@ -36,6 +37,7 @@ def cost(problem: Problem, schedule: Schedule | None = None) -> Cost:
     o = tokens * problem.heads * problem.value_dim * size
     g = _gate_elements(problem) * problem.gate_dtype.itemsize
     state = problem.sequences * problem.heads * problem.key_dim * problem.value_dim * problem.state_dtype.itemsize
+    # A Problem has no dtype of bonus or initial state; they may be wider or narrower than is taken here, and are small.
     bonus = problem.heads * problem.key_dim * size if problem.bonus else 0
     states_in, states_out = state * problem.initial_state, state * problem.final_state
     inputs = q + k + v + g + bonus + states_in
@@ -61,7 +63,8 @@ def _floor(problem: Problem, moved: int, operations: int) -> float | None:
     figures = devices.table().get(problem.device.kind)
     if figures is None:
         return None
-    rate = figures.matrix_tflop_s if problem.dtype.itemsize == 2 else figures.vector_tflop_s
+    rate = {2: figures.matrix_tflop_s, 4: figures.float32_tflop_s, 8: figures.vector_tflop_s / 2}[
+        problem.dtype.itemsize]
     return max(moved / (figures.bandwidth_gb_s * 1e9), operations / (rate * 1e12))
 
 
@@ -73,6 +76,8 @@ def format_bytes(count: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Write a time in a unit that reads well: ``3.4 ms``."""
+    if seconds >= 1000:
+        return f"{seconds:.0f} s"
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

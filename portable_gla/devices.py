@@ -20,7 +20,7 @@ class Figures:
     """A row of ``devices.yaml``.
 
     Bandwidth in GB/s (10⁹ bytes), rates in TFLOP/s, memory in GiB; ``source`` says where each comes from. ``match`` are
-    the words, lower case, by which PyTorch's name of the device is recognised; a word with ``*`` at its end is a prefix.
+    the words, lower case, by which PyTorch's name of the device is recognised; one with ``*`` at its end is a prefix.
     """
 
     kind: str
@@ -77,7 +77,7 @@ def of(device: torch.device) -> Device:
     elif device.type not in ("meta",):
         get_name = getattr(getattr(torch, device.type, None), "get_device_name", None)
         name = arch = get_name(device) if get_name else device.type
-    return Device(device.type, _kind(device.type, name, arch), arch)
+    return Device(device.type, _kind(device.type, name), arch)
 
 
 def present() -> list[torch.device]:
@@ -89,12 +89,12 @@ def present() -> list[torch.device]:
     return found
 
 
-def _kind(device_type: str, name: str, arch: str) -> str:
+def _kind(device_type: str, name: str) -> str:
     """Find the row of a device of this machine; ``""`` where none matches."""
     if device_type == "cpu":
         return next(row.kind for row in table().values() if row.type == "cpu")
     rows = [row for row in table().values() if row.type == device_type]
-    return _matching(rows, name) or next((row.kind for row in rows if row.arch == arch and not row.match), "")
+    return _matching(rows, name)
 
 
 def _matching(rows: Iterable[Figures], name: str) -> str:
