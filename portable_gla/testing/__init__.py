@@ -1,4 +1,4 @@
-"""What tests of a backend need: the oracle, the case table, error budgets, and emulation."""
+"""What tests of a backend need: the oracle, the case table, error budgets, conformance checks, and emulation."""
 
 from portable_gla.testing.emulation import emulate
 

@@ -40,7 +40,7 @@ def adjoint(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, bonus: Te
     for t in range(q.shape[1] - 1):
         before.append(g[:, t, :, :, None].exp() * before[-1] + k[:, t, :, :, None] * v[:, t, :, None, :])
     dq, dk, dv, dg = (torch.zeros_like(x) for x in (q, k, v, g))
-    dbonus = torch.zeros_like(state[0, :, :, 0])
+    dbonus = q.new_zeros(q.shape[2:])
     for t in reversed(range(q.shape[1])):
         decay = g[:, t, :, :, None].exp()
         outer = k[:, t, :, :, None] * v[:, t, :, None, :]

@@ -1,0 +1,210 @@
+"""Error budgets from data: how far from the truth may a result be?
+
+For every element of every output (o, the final state, each gradient) three runs of the oracle's recurrence say what is
+fair:
+
+``truth``
+    in float64, on the very inputs that the backend saw (rounded to their dtypes), never rounded;
+``baseline``
+    the straightforward computation: token by token in float32;
+``terms``
+    the sum of the absolute values of the products that add up to the element: the recurrence on absolute values.
+
+An element's *noise* is then ::
+
+    |baseline - truth|  +  u_out · |truth|  +  u · terms
+
+the baseline's error, one rounding of the truth to the output's dtype (unit roundoff u_out), and one rounding of the
+terms that were summed (u is float32's). Two things keep this fair and sharp:
+
+- A baseline can be right by luck, in a single element above all. So its error counts for at least the row's typical one
+  in proportion to the element's terms: RMS over the row of (error / terms), times terms.
+- Everything is relative to what an element is made of, so no row of tiny norm hides behind its neighbours: the gradient
+  of a gate of -60 is made of terms that all carry exp(-60), and has to be right relative to itself. Where no term
+  exists (dg at the first token of a sequence without a state) the budget is zero but for underflow.
+
+Underflow: a backend may flush what falls under the smallest normal float32 (1.2e-38) to zero, as hardware does. So in
+``terms`` decays, v and do are clamped from below, at values that u brings to that number: a flushed decay, and a flushed
+state or adjoint state at any token (whose loss later growth may magnify), lie within the budget.
+
+A result is held to its budget at three levels: the RMS over the whole tensor, the RMS over every row (the last
+dimension: a token's channels, a row of a state), and every single element, with the factors of ``FACTORS``. At the level of
+elements, terms are rounded to the inputs' dtype: a matrix unit takes its operands in it, and a sum that cancels shows
+that in single elements, not in the norm of a row.
+
+float64: no wider computation is at hand on every machine, so the truth has an error like the backend's own. The
+baseline's error is then what float32 makes of the same case (inputs rounded to float32), times the ratio of the two
+units, 2⁻²⁹, and u is float64's.
+
+Not held to a budget: elements whose truth passes the range of the output's dtype, or where the float32 baseline
+overflows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from portable_gla.backend import Call
+from portable_gla.testing import inputs as numbers
+from portable_gla.testing.inputs import Inputs
+from portable_gla.testing.oracle import Oracle
+
+
+class Factors(NamedTuple):
+    """How many times its noise a result may be off, per level."""
+
+    whole: float
+    row: float
+    element: float
+
+
+FACTORS = {
+    torch.float64: Factors(2.0, 4.0, 8.0),
+    torch.float32: Factors(2.0, 4.0, 8.0),
+    torch.bfloat16: Factors(1.5, 2.0, 2.0),
+    torch.float16: Factors(1.5, 2.0, 2.0),
+}
+"""By the output's dtype. Needed, over the case table and five seeds: see the table in ``tests/README.md``."""
+
+QUANTITIES = ("o", "final_state", "dq", "dk", "dv", "dg", "dinitial_state", "dbonus")
+_TINY = torch.finfo(torch.float32).smallest_normal
+_SMALLEST_TERM = 2 * _TINY / torch.finfo(torch.float32).eps  # u times it is _TINY
+_SMALLEST_ADDED = 2**7 * _SMALLEST_TERM  # of v and do: they meet k and scale · q, which may well be below 1
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a quantity should be, and the noise of its elements by level; all float64, on the CPU."""
+
+    truth: Tensor
+    noise: Tensor
+    element_noise: Tensor
+    ignored: Tensor  # bool: beyond the range of the output's dtype or of float32, so that any computation may overflow
+    factors: Factors
+
+
+class Verdict(NamedTuple):
+    """A result against its budget, at the level where it does worst."""
+
+    error: float
+    budget: float
+    ok: bool
+    where: str
+
+    @property
+    def ratio(self) -> float:
+        """Error over budget."""
+        return self.error / self.budget if self.budget else math.inf if self.error else 0.0
+
+
+def unit(dtype: torch.dtype) -> float:
+    """Return the unit roundoff of a dtype."""
+    return torch.finfo(dtype).eps / 2
+
+
+def rounding(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the most by which rounding to a dtype may move a value, subnormal numbers included."""
+    info = torch.finfo(dtype)
+    return (value.abs() * unit(dtype)).clamp(min=info.smallest_normal * unit(dtype))
+
+
+def outputs(oracle: Oracle, call: Call, do: Tensor, dfinal_state: Tensor | None) -> dict[str, Tensor]:
+    """Run an oracle forward and backward; name what it returns as in ``QUANTITIES``."""
+    o, final_state, residual = oracle.forward(call, save=True)
+    assert residual is not None
+    found = {"o": o, "final_state": final_state}
+    gradients = oracle.backward(call, residual, do, dfinal_state)
+    found.update({f"d{name}": gradient for name, gradient in gradients._asdict().items()})
+    return {name: value.cpu() for name, value in found.items() if value is not None}
+
+
+def expected(inputs: Inputs, final_dtype: torch.dtype | None = None) -> dict[str, Expected]:
+    """Compute truth and noise of every quantity of a case.
+
+    The inputs lie on the CPU; ``final_dtype`` is the final state's where it is not the case's own.
+    """
+    call, case = inputs.call(), inputs.case
+    dtypes = {"o": case.dtype, "final_state": final_dtype or case.state_dtype}
+    dtypes.update({f"d{name}": value.dtype for name, value in numbers.tensors(inputs)})
+    wide, do, dfinal = _converted(call, inputs, torch.float64)
+    truth = outputs(Oracle(), wide, do, dfinal)
+    terms = outputs(Oracle(), _absolute(wide), _magnitude(do), None if dfinal is None else dfinal.abs())
+    narrow = _converted(call, inputs, torch.float32)
+    baseline = outputs(Oracle(torch.float32), *narrow)
+    found, ratio = {}, 1.0
+    exact = truth
+    if case.dtype == torch.float64:
+        ratio = unit(torch.float64) / unit(torch.float32)
+        exact = outputs(Oracle(), *_converted(narrow[0], inputs, torch.float64))
+    for name, value in truth.items():
+        error = ratio * (baseline[name].double() - exact[name]).abs()
+        dtype = dtypes[name]
+        ignored = ~(baseline[name].isfinite() & (value.abs() <= torch.finfo(dtype).max))
+        error = torch.where(ignored, 0.0, error)
+        relative = torch.where(error == 0, 0.0, error / terms[name])
+        error = error.maximum(_rms(relative, -1)[..., None] * terms[name]) if error.numel() else error
+        common = error + rounding(value, dtype) + _TINY
+        found[name] = Expected(
+            value, common + unit(call.state_dtype) * terms[name], common + unit(case.dtype) * terms[name], ignored,
+            FACTORS[dtype])
+    return found
+
+
+def compare(found: Tensor, expected: Expected) -> Verdict:
+    """Hold one result to its budget at every level; a NaN or an infinity that is not the truth's is beyond any."""
+    truth = expected.truth
+    if tuple(found.shape) != tuple(truth.shape):
+        return Verdict(math.inf, 0.0, False, f"shape {list(found.shape)}, expected {list(truth.shape)}")
+    error = (found.detach().cpu().double() - truth).abs().nan_to_num(nan=math.inf)
+    error, noise, element_noise = (
+        x.masked_fill(expected.ignored, 0.0) for x in (error, expected.noise, expected.element_noise))
+    if error.numel() == 0:
+        return Verdict(0.0, 0.0, True, "empty")
+    whole, row, element = expected.factors
+    verdicts = [Verdict(_rms(error).item(), whole * _rms(noise).item(), True, "whole"),
+                _worst(_rms(error, -1), row * _rms(noise, -1), "row"),
+                _worst(error, element * element_noise, "element")]
+    worst = max(verdicts, key=lambda verdict: verdict.ratio)
+    return worst._replace(ok=worst.ratio <= 1.0)
+
+
+def _worst(error: Tensor, budget: Tensor, level: str) -> Verdict:
+    ratio = torch.where(error == 0, 0.0, error / budget)
+    place = int(ratio.argmax())
+    index = [int(i) for i in torch.unravel_index(torch.tensor(place), error.shape)]
+    return Verdict(error.flatten()[place].item(), budget.flatten()[place].item(), True, f"{level} {index}")
+
+
+def _rms(x: Tensor, dim: int | None = None) -> Tensor:
+    # Scaled by the largest element: squares of what is below 1e-154 or above 1e154 leave float64.
+    largest = x.amax(dim, keepdim=True) if dim is not None else x.max()
+    scaled = torch.where(largest.isinf(), torch.where(x.isinf(), 1.0, 0.0), x / largest.clamp(min=1e-300))
+    mean = scaled.square().mean(dim, keepdim=True) if dim is not None else scaled.square().mean()
+    found = torch.where(largest == 0, 0.0, largest * mean.sqrt())
+    return found.squeeze(dim) if dim is not None else found
+
+
+def _converted(call: Call, inputs: Inputs, dtype: torch.dtype) -> tuple[Call, Tensor, Tensor | None]:
+    names = ("q", "k", "v", "g", "initial_state", "bonus")
+    values = {name: getattr(call, name) for name in names}
+    dfinal = inputs.dfinal_state
+    return (dataclasses.replace(call, **{name: None if x is None else x.to(dtype) for name, x in values.items()}),
+            inputs.do.to(dtype), None if dfinal is None else dfinal.to(dtype))
+
+
+def _absolute(call: Call) -> Call:
+    names = ("q", "k", "initial_state", "bonus")
+    values = {name: getattr(call, name) for name in names}
+    return dataclasses.replace(
+        call, scale=abs(call.scale), g=None if call.g is None else call.g.clamp(min=math.log(_SMALLEST_TERM)),
+        v=_magnitude(call.v), **{name: None if x is None else x.abs() for name, x in values.items()})
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    return x.abs().clamp(min=_SMALLEST_ADDED)
