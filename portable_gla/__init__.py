@@ -3,6 +3,11 @@
 Importing this package imports no device library; backends load their kernels on first use.
 """
 
+try:
+    import torch as _torch  # noqa: F401  (a device extension of PyTorch's can make this fail)
+except Exception as error:
+    raise ImportError("portable_gla needs PyTorch, whose import fails here; `portable-gla doctor` says why") from error
+
 from portable_gla import registry
 from portable_gla.api import attention, decode_
 from portable_gla.errors import PortabilityWarning, UnsupportedProblem

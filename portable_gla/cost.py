@@ -35,7 +35,7 @@ def cost(problem: Problem, schedule: Schedule | None = None) -> Cost:
     k = tokens * problem.k_heads * problem.key_dim * size
     v = tokens * problem.v_heads * problem.value_dim * size
     o = tokens * problem.heads * problem.value_dim * size
-    g = _gate_elements(problem) * problem.gate_dtype.itemsize
+    g = _gate_elements(problem) * (problem.gate_dtype or problem.dtype).itemsize
     state = problem.sequences * problem.heads * problem.key_dim * problem.value_dim * problem.state_dtype.itemsize
     # A Problem has no dtype of bonus or initial state; they may be wider or narrower than is taken here, and are small.
     bonus = problem.heads * problem.key_dim * size if problem.bonus else 0

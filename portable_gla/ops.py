@@ -134,7 +134,8 @@ class _Attention(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             o, final_state, residual = _fwd_op(*args)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(residual)
+        output_final_state = args[9]  # else final_state is empty, and no gradient may come back to it
+        ctx.mark_non_differentiable(*([residual] if output_final_state else [final_state, residual]))
         ctx.save_for_backward(*args[:7], residual)
         ctx.rest = args[7:]
         return o, final_state, residual

@@ -31,7 +31,7 @@ class Device:
     """
 
     type: str = "cpu"
-    kind: str = ""
+    kind: str = "cpu"
     arch: str = ""
     present: bool = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from rich.console import Console
@@ -46,8 +47,19 @@ def show_error(table: Table) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Print one JSON document: all that a command with ``--json`` writes to stdout."""
-    print(json.dumps(value, indent=2))
+    """Print one JSON document: all that a command with ``--json`` writes to stdout.
+
+    JSON has no infinity and no NaN: they are written as the strings ``"inf"``, ``"-inf"`` and ``"nan"``.
+    """
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def progress() -> Progress:

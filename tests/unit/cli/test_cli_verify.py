@@ -107,6 +107,21 @@ def test_a_wrong_argument_is_2_and_named(cli, ran, arguments, words):
         assert word in message, message
 
 
+def test_a_backend_that_raises_is_a_failing_row(cli, monkeypatch):
+    checks = pytest.importorskip("portable_gla.testing.checks")
+
+    def verify(backend, device, cases, seed):
+        yield checks.CheckRow(cases[0].name, "o", 0.0, 1.0, True)
+        raise RuntimeError("the driver is gone")
+
+    monkeypatch.setattr(checks, "verify", verify)
+    result = cli("verify", "--backend", "eager", "--case", "tokens-15")
+    assert result.exit_code == 1 and "RuntimeError: the driver is gone" in result.stdout
+    (target,) = json.loads(cli("verify", "--backend", "eager", "--case", "tokens-15", "--json").stdout)["targets"]
+    assert [(row["quantity"], row["error"], row["ok"]) for row in target["rows"]] == [
+        ("o", 0.0, True), ("raised", "inf", False)]
+
+
 def test_the_real_checks_of_one_case(cli):
     pytest.importorskip("portable_gla.testing.checks")
     result = cli("verify", "--backend", "eager", "--case", "tokens-15", "--json")

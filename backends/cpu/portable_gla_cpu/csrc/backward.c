@@ -132,13 +132,14 @@ static void load_state_or_zero(float *panels, const workspace *w, const gla_tens
 }
 
 /* to = decay ⊙ from + rowsᵀ × columns of the loaded chunk. */
-static void update(const workspace *w, float *to, const float *from, const float *rows, const float *columns)
+static void update(workspace *w, float *to, const float *from, const float *rows, const float *columns)
 {
-    const chunk *c = &w->c;
+    chunk *c = &w->c;
     ptrdiff_t panel = panel_floats(c->value_dim);
     for (ptrdiff_t n = 0; n < c->key_stride; n += GLA_PANEL, to += panel, from += panel)
         state_update(to, from, c->value_dim, GLA_PANEL, c->decay + n, false, by_depth(rows, c->value_stride),
-                     columns + n, c->key_stride, c->count);
+                     columns + n, c->key_stride, c->count, &c->fetch);
+    fetch_rest(&c->fetch);
 }
 
 /* The state after `count` tokens from that before them. */
@@ -249,13 +250,13 @@ static void store_tokens(const gla_tensor *x, const gla_call *call, const task *
                   adds(x, call, t->head));
 }
 
-static void prefetch_gradients(const workspace *w, const gla_call *call, const task *t, int64_t first)
+static void fetch_gradients(workspace *w, const gla_call *call, const task *t, int64_t first)
 {
-    const chunk *c = &w->c;
-    prefetch_tokens(c, &call->dq, call, &t->s, t->head, first, 0, c->key_dim);
-    prefetch_tokens(c, &call->dk, call, &t->s, t->head, first, 0, c->key_dim);
-    prefetch_tokens(c, &call->dv, call, &t->s, t->head, first, 0, c->value_dim);
-    if (call->gate == GLA_GATE_CHANNEL) prefetch_tokens(c, &call->dg, call, &t->s, t->head, first, 0, c->key_dim);
+    chunk *c = &w->c;
+    fetch_tokens(c, &call->dq, call, &t->s, t->head, first, 0, c->key_dim);
+    fetch_tokens(c, &call->dk, call, &t->s, t->head, first, 0, c->key_dim);
+    fetch_tokens(c, &call->dv, call, &t->s, t->head, first, 0, c->value_dim);
+    if (call->gate == GLA_GATE_CHANNEL) fetch_tokens(c, &call->dg, call, &t->s, t->head, first, 0, c->key_dim);
 }
 
 static float sum_row(const float *row, ptrdiff_t length)
@@ -318,9 +319,10 @@ static void backward_tokens(workspace *w, const gla_call *call, const task *t, i
     chunk_load_keys(c, call, &t->s, t->head, first, 0);
     chunk_load_queries(c, call, &t->s, t->head, first);
     load_tokens(c, w->d.do_, c->value_stride, &call->do_, call, &t->s, t->head, first, 0, c->value_dim);
-    prefetch_gradients(w, call, t, first);
+    fetch_gradients(w, call, t, first);
     if (chunk_is_detached(c)) detached_gradients(w, state, (float)call->scale);
     else chunk_gradients(c, &w->d, state, w->dstate, (float)call->scale);
+    fetch_rest(&c->fetch);
     store_gradients(w, call, t, first, sums);
 }
 

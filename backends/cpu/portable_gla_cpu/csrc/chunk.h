@@ -7,6 +7,7 @@
 #define GLA_CHUNK_H
 
 #include "exponential.h"
+#include "fetch.h"
 #include "panels.h"
 #include "rows.h"
 #include "sequences.h"
@@ -19,6 +20,7 @@ typedef struct {
     int count;
     bool overflows; /* positive gates: products over the chunk may overflow where the recurrence does not */
     float growth;   /* at most this many nats in any channel */
+    fetch_queue fetch;
     int64_t ahead;  /* tokens from this chunk to the one that is loaded next */
     int64_t key_dim, value_dim;
     ptrdiff_t key_stride, value_stride;
@@ -71,29 +73,27 @@ static inline void chunk_begin_head(chunk *c, const gla_call *call, int64_t head
                  c->key_stride);
 }
 
-/* Load the rows of c->count tokens from `first` on, columns from `column` on, and fetch those of the next chunk. */
-static inline void load_tokens(const chunk *c, float *out, ptrdiff_t out_stride, const gla_tensor *x,
-                               const gla_call *call, const sequence *s, int64_t head, int64_t first, int64_t column,
-                               int64_t columns)
+/* Ask for the rows of c->count tokens from `first` on, to come while this chunk is computed. */
+static inline void fetch_tokens(chunk *c, const gla_tensor *x, const gla_call *call, const sequence *s, int64_t head,
+                                int64_t first, int64_t column, int64_t columns)
 {
-    int64_t next = first + c->ahead;
-    bool more = next >= 0 && next + c->count <= s->length;
-    head = head * x->heads / call->heads;
-    for (int i = 0; i < c->count; i++) {
-        load_row(out + i * out_stride, x, token_offset(x, s, first + i, head) + column * x->stride[3], x->stride[3],
-                 columns, out_stride);
-        if (more) prefetch_row(x, token_offset(x, s, next + i, head) + column * x->stride[3], x->stride[3], columns);
-    }
-    memset(out + c->count * out_stride, 0, (GLA_CHUNK - c->count) * out_stride * sizeof *out);
-}
-
-/* Fetch the rows that will be stored when the chunk is done. */
-static inline void prefetch_tokens(const chunk *c, const gla_tensor *x, const gla_call *call, const sequence *s,
-                                   int64_t head, int64_t first, int64_t column, int64_t columns)
-{
+    if (first < 0 || first + c->count > s->length) return;
+    int64_t bytes = (x->stride[3] == 1 ? columns : 1) * item_size[x->dtype];
     head = head * x->heads / call->heads;
     for (int i = 0; i < c->count; i++)
-        prefetch_row(x, token_offset(x, s, first + i, head) + column * x->stride[3], x->stride[3], columns);
+        fetch_row(&c->fetch, element(x, token_offset(x, s, first + i, head) + column * x->stride[3]), bytes);
+}
+
+/* Load the rows of c->count tokens from `first` on, columns from `column` on, and ask for those of the next chunk. */
+static inline void load_tokens(chunk *c, float *out, ptrdiff_t out_stride, const gla_tensor *x, const gla_call *call,
+                               const sequence *s, int64_t head, int64_t first, int64_t column, int64_t columns)
+{
+    int64_t head_read = head * x->heads / call->heads;
+    for (int i = 0; i < c->count; i++)
+        load_row(out + i * out_stride, x, token_offset(x, s, first + i, head_read) + column * x->stride[3],
+                 x->stride[3], columns, out_stride);
+    memset(out + c->count * out_stride, 0, (GLA_CHUNK - c->count) * out_stride * sizeof *out);
+    fetch_tokens(c, x, call, s, head, first + c->ahead, column, columns);
 }
 
 /* Decays of a gate that all channels share: one number per token. */

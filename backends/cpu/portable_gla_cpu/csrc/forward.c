@@ -126,10 +126,10 @@ static void load_initial_state(workspace *w, const gla_call *call, const task *t
 }
 
 /* Advance one panel over the loaded chunk. */
-static void advance_panel(float *panel, const chunk *c, ptrdiff_t column)
+static void advance_panel(float *panel, chunk *c, ptrdiff_t column)
 {
     state_update(panel, panel, c->key_dim, gla_min(GLA_PANEL, c->value_dim - column), c->decay, true,
-                 by_depth(c->k_decayed, c->key_stride), c->v + column, c->value_stride, c->count);
+                 by_depth(c->k_decayed, c->key_stride), c->v + column, c->value_stride, c->count, &c->fetch);
 }
 
 /* o of the loaded chunk, and the state after it. */
@@ -146,7 +146,8 @@ static void forward_chunk(workspace *w)
     for (ptrdiff_t column = 0; column < c->value_dim; column += GLA_PANEL) {
         float *panel = w->state + column / GLA_PANEL * panel_floats(c->key_dim);
         state_read(w->out + column, c->value_stride, c->count, gla_min(GLA_PANEL, c->value_dim - column),
-                   by_row(c->q_decayed, c->key_stride), panel, c->key_dim, c->scores, c->v + column, c->value_stride);
+                   by_row(c->q_decayed, c->key_stride), panel, c->key_dim, c->scores, c->v + column, c->value_stride,
+                   &c->fetch);
         advance_panel(panel, c, column);
     }
 }
@@ -168,8 +169,9 @@ static void forward_tokens(workspace *w, const gla_call *call, const task *t, in
     }
     chunk_load_keys(&w->c, call, &t->s, t->head, first, t->value);
     chunk_load_queries(&w->c, call, &t->s, t->head, first);
-    prefetch_tokens(&w->c, &call->o, call, &t->s, t->head, first, t->value, t->value_dim);
+    fetch_tokens(&w->c, &call->o, call, &t->s, t->head, first, t->value, t->value_dim);
     forward_chunk(w);
+    fetch_rest(&w->c.fetch);
     store_out(w, call, t, first);
 }
 
@@ -185,6 +187,7 @@ static void advance_tokens(workspace *w, const gla_call *call, const task *t, in
     chunk_decay_keys(&w->c, NULL);
     for (ptrdiff_t column = 0; column < w->c.value_dim; column += GLA_PANEL)
         advance_panel(w->state + column / GLA_PANEL * panel_floats(w->c.key_dim), &w->c, column);
+    fetch_rest(&w->c.fetch);
     if (into) {
         *into->growth += w->c.growth;
         for (ptrdiff_t n = 0; n < w->c.key_stride; n++) into->decay[n] *= w->c.decay[n];

@@ -47,21 +47,21 @@ static gradients gradients_at(float **scratch, const chunk *c)
 }
 
 /* All that meets the state: q_state, k_state, overlap, the state's part of dv, and dS carried across the chunk. */
-static void state_gradients(const chunk *c, const gradients *d, const float *state, float *dstate)
+static void state_gradients(chunk *c, const gradients *d, const float *state, float *dstate)
 {
     ptrdiff_t panel = panel_floats(c->value_dim);
     transpose(d->k_tokens, GLA_CHUNK, c->k_decayed, c->key_stride, GLA_CHUNK, c->key_stride);
     memset(d->dv_tokens, 0, GLA_CHUNK * c->value_stride * sizeof *d->dv_tokens);
     for (ptrdiff_t n = 0; n < c->key_stride; n += GLA_PANEL, state += panel, dstate += panel) {
         state_read(d->q_state + n, c->key_stride, c->count, GLA_PANEL, by_row(d->do_, c->value_stride), state,
-                   c->value_dim, NULL, NULL, 0);
+                   c->value_dim, NULL, NULL, 0, &c->fetch);
         state_read(d->k_state + n, c->key_stride, c->count, GLA_PANEL, by_row(c->v, c->value_stride), dstate,
-                   c->value_dim, NULL, NULL, 0);
+                   c->value_dim, NULL, NULL, 0, &c->fetch);
         state_overlap(d->overlap + n, state, dstate, c->decay + n, gla_round_up(c->value_dim, ROWS_MULTIPLE));
         state_read_tokens(d->dv_tokens, gla_round_up(c->value_dim, ROWS_MULTIPLE), dstate,
                           d->k_tokens + n * GLA_CHUNK);
         state_update(dstate, dstate, c->value_dim, GLA_PANEL, c->decay + n, false,
-                     by_depth(d->do_, c->value_stride), c->q_decayed + n, c->key_stride, c->count);
+                     by_depth(d->do_, c->value_stride), c->q_decayed + n, c->key_stride, c->count, &c->fetch);
     }
     transpose(d->dv, c->value_stride, d->dv_tokens, GLA_CHUNK, c->value_stride, GLA_CHUNK);
 }

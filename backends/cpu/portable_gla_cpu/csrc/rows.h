@@ -50,14 +50,6 @@ GLA_INLINE void store_one(char *p, int64_t dtype, float x)
     }
 }
 
-/* Fetch a row's cache lines ahead of its use: rows of one head lie far apart, where no processor looks by itself. */
-GLA_INLINE void prefetch_row(const gla_tensor *x, int64_t offset, int64_t stride, int64_t count)
-{
-    const char *p = element(x, offset);
-    int64_t bytes = (stride == 1 ? count : 1) * item_size[x->dtype];
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
-}
-
 GLA_INLINE void load_typed(float *out, const char *in, int64_t dtype, int64_t stride, int64_t count)
 {
     int64_t size = item_size[dtype], i = 0;
