@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -31,7 +31,7 @@ class Device:
     """
 
     type: str = "cpu"
-    kind: str = "cpu"
+    kind: str = ""
     arch: str = ""
     present: bool = True
 
@@ -81,7 +81,7 @@ class Problem:
     bonus: bool = False
     training: bool = False
     mode: str = "attention"
-    device: Device = field(default_factory=Device)
+    device: Device = Device("cpu", "cpu")
     pins: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:

@@ -69,7 +69,9 @@ GLA_INLINE void tile_step(tile *t, int from, int to, left_factor left, ptrdiff_t
 GLA_INLINE void tile_multiply(tile *t, int rows, left_factor left, const float *right, ptrdiff_t stride,
                               ptrdiff_t from, ptrdiff_t to)
 {
-    for (ptrdiff_t m = from; m < to; m++) tile_step(t, 0, rows, left, m, right + m * stride);
+    if (__builtin_constant_p(to - from)) UNROLL for (ptrdiff_t m = from; m < to; m++)
+        tile_step(t, 0, rows, left, m, right + m * stride);
+    else for (ptrdiff_t m = from; m < to; m++) tile_step(t, 0, rows, left, m, right + m * stride);
 }
 
 /* Rows of a tile at row `i` when `rows` are wanted: a few are done one by one. */
@@ -150,7 +152,8 @@ static inline void state_update(float *panel, const float *source, ptrdiff_t row
                 UNROLL for (int n = 0; n < TILE_VECTORS; n++) t.at[i][n] *= gate_by_row ? factor : by_column[n];
             }
             left_factor rows_here = {left.at + m * left.row_stride, left.row_stride, left.depth_stride};
-            tile_multiply(&t, TILE_ROWS, rows_here, right + c, right_stride, 0, depth);
+            if (depth == GLA_CHUNK) tile_multiply(&t, TILE_ROWS, rows_here, right + c, right_stride, 0, GLA_CHUNK);
+            else tile_multiply(&t, TILE_ROWS, rows_here, right + c, right_stride, 0, depth);
             tile_store(&t, TILE_ROWS, panel + m * GLA_PANEL + c, GLA_PANEL);
         }
     }
