@@ -46,8 +46,8 @@ class GatedLinearAttention(nn.Module):
     output_gate
         Whether y has the factor silu(W_r x).
     bonus
-        Whether the current token is read with learned weights [H, K] (ones at first, which is no bonus) instead of
-        through its decay.
+        Whether each token reads the state before it, undecayed by its own gate, and itself with learned weights [H, K]
+        that begin as ones.
     norm_eps
         Added to the mean square in the norm.
     backend

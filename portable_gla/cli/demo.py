@@ -13,7 +13,7 @@ from portable_gla.cli import options
 def demo(
     out: Annotated[Path, typer.Option(
         help="Folder for the model (safetensors) and the figures; made if it is not there.",
-        file_okay=False, metavar="FOLDER")] = Path("demo_out"),
+        file_okay=False, metavar="FOLDER")] = Path("demo-out"),
     seconds: Annotated[float, options.number(1.0, "About how long to train.")] = 60.0,
     seed: options.Seed = 0,
     json: options.Json = False,

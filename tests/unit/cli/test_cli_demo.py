@@ -24,7 +24,7 @@ def called(monkeypatch):
 def test_the_arguments_reach_the_demo(cli, called, tmp_path):
     assert cli("demo", "--out", str(tmp_path / "x"), "--seconds", "2.5", "--seed", "4", "--json").exit_code == 0
     assert cli("demo").exit_code == 0
-    assert called == [(tmp_path / "x", 2.5, True, 4), (Path("demo_out"), 60.0, False, 0)]
+    assert called == [(tmp_path / "x", 2.5, True, 4), (Path("demo-out"), 60.0, False, 0)]
 
 
 def test_its_exit_status_is_the_command_s(cli, called):
