@@ -233,7 +233,6 @@ def _constant_sizes(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: int
     return tuple([operator.index(size) for size in sizes])
 
 
-@torch.compiler.assume_constant_result
 def _chosen(
     q_heads: int, k_heads: int, v_heads: int, gate_heads: int, key_dim: int, value_dim: int, gate_rank: int,
     dtype: torch.dtype, gate_dtype: torch.dtype | None, device: torch.device, mode: str, backend: str | None,
@@ -246,3 +245,7 @@ def _chosen(
         initial_state=initial_state, final_state=final_state, reverse=reverse, bonus=bonus, training=training,
         mode=mode, device=planning.devices.of(device), pins=settings.current().pins)
     return planning.require(planning.choose(problem, backend)), ops.format_pins(problem.pins)
+
+
+# What torch.compiler.assume_constant_result does; calling it would import torch._dynamo, and that Triton.
+_chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
