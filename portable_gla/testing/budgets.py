@@ -1,21 +1,24 @@
 """Error budgets from data: how far from the truth may a result be?
 
-For every element of every output (o, the final state, each gradient) three runs of the oracle's recurrence say what is
+For every element of every output (o, the final state, each gradient) four runs of the oracle's recurrence say what is
 fair:
 
 ``truth``
     in float64, on the very inputs that the backend saw (rounded to their dtypes), never rounded;
 ``baseline``
     the straightforward computation: token by token in float32;
+``nudged``
+    as truth, with every decay exp(g) off by one unit roundoff u of float32 (2⁻²⁴), all in one direction;
 ``terms``
     the sum of the absolute values of the products that add up to the element: the recurrence on absolute values.
 
 An element's *noise* is then ::
 
-    |baseline - truth|  +  u_out · |truth|  +  u · terms
+    |baseline - truth|  +  |nudged - truth|  +  u_out · |truth|  +  u · terms
 
-the baseline's error, one rounding of the truth to the output's dtype (unit roundoff u_out), and one rounding of the
-terms that were summed (u is float32's). Two things keep this fair and sharp:
+the baseline's error, one rounding of every decay (no library's exp is exact, and its errors may all go one way: of a
+constant gate they do), one rounding of the truth to the output's dtype (unit roundoff u_out), and one rounding of the
+terms that were summed. Two things keep this fair and sharp:
 
 - A baseline can be right by luck, in a single element above all. So its error counts for at least the row's typical one
   in proportion to the element's terms: RMS over the row of (error / terms), times terms.
@@ -33,8 +36,8 @@ elements, terms are rounded to the inputs' dtype: a matrix unit takes its operan
 that in single elements, not in the norm of a row.
 
 float64: no wider computation is at hand on every machine, so the truth has an error like the backend's own. The
-baseline's error is then what float32 makes of the same case (inputs rounded to float32), times the ratio of the two
-units, 2⁻²⁹, and u is float64's.
+baseline's error is then what float32 makes of the same case (inputs rounded to float32), and that and the nudge count
+times the ratio of the two units, 2⁻²⁹; u is float64's.
 
 Not held to a budget: elements whose truth passes the range of the output's dtype, or where the float32 baseline
 overflows.
@@ -65,12 +68,16 @@ class Factors(NamedTuple):
 
 
 FACTORS = {
-    torch.float64: Factors(2.0, 4.0, 8.0),
-    torch.float32: Factors(2.0, 4.0, 8.0),
+    torch.float64: Factors(1.5, 4.0, 5.0),
+    torch.float32: Factors(1.5, 4.0, 5.0),
     torch.bfloat16: Factors(1.5, 2.0, 2.0),
     torch.float16: Factors(1.5, 2.0, 2.0),
 }
-"""By the output's dtype. Needed, over the case table and five seeds: see the table in ``tests/README.md``."""
+"""By the output's dtype.
+
+Needed at most, over all conformance cases and three seeds each: eager 0.7, 2.2, 2.8 in float32 (whole, row, element),
+0.5, 1.7, 2.6 in float64, 0.8, 1.2, 1.0 in 16 bits; cpu 0.5, 1.8, 2.4 in float32, 0.8, 1.1, 1.0 in 16 bits.
+"""
 
 QUANTITIES = ("o", "final_state", "dq", "dk", "dv", "dg", "dinitial_state", "dbonus")
 _TINY = torch.finfo(torch.float32).smallest_normal
@@ -135,6 +142,8 @@ def expected(inputs: Inputs, final_dtype: torch.dtype | None = None) -> dict[str
     wide, do, dfinal = _converted(call, inputs, torch.float64)
     truth = outputs(Oracle(), wide, do, dfinal)
     terms = outputs(Oracle(), _absolute(wide), _magnitude(do), None if dfinal is None else dfinal.abs())
+    step = unit(torch.float32)
+    nudged = truth if call.g is None else outputs(Oracle(), dataclasses.replace(wide, g=wide.g + step), do, dfinal)
     narrow = _converted(call, inputs, torch.float32)
     baseline = outputs(Oracle(torch.float32), *narrow)
     found, ratio = {}, 1.0
@@ -149,6 +158,7 @@ def expected(inputs: Inputs, final_dtype: torch.dtype | None = None) -> dict[str
         error = torch.where(ignored, 0.0, error)
         relative = torch.where(error == 0, 0.0, error / terms[name])
         error = error.maximum(_rms(relative, -1)[..., None] * terms[name]) if error.numel() else error
+        error = error + ratio * (nudged[name] - value).abs()
         common = error + rounding(value, dtype) + _TINY
         found[name] = Expected(
             value, common + unit(call.state_dtype) * terms[name], common + unit(case.dtype) * terms[name], ignored,

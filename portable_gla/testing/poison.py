@@ -17,7 +17,7 @@ def poisoned_memory() -> Iterator[None]:
     """Within the context, ``torch.empty`` and its kin are full of NaN, and malloc's memory of huge numbers.
 
     The first holds on every device (PyTorch's deterministic mode fills what it allocates); the second, for kernels
-    that allocate scratch themselves, with glibc only.
+    that allocate scratch themselves, with glibc only, and past the 1 KiB up to which it reuses blocks as they are.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

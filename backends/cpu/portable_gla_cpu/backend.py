@@ -38,11 +38,8 @@ class CpuBackend:
             dtype = str(problem.dtype).removeprefix("torch.")
             reasons.append(Reason("dtype", f"computes in float32, which is too coarse for {dtype}",
                                   "use the eager backend, or cast the inputs"))
-        for name, value in problem.pins:
-            if name != "segments":
-                reasons.append(Reason("pin", f"has no {name} to pin", "segments can be pinned; leave the override"))
-            elif value < 1:
-                reasons.append(Reason("pin", f"segments={value}: expected 1 or more", "leave the override"))
+        reasons += [Reason("pin", f"cannot have {name}={value}", "pin segments to 1 or more, or leave the override")
+                    for name, value in problem.pins if name != "segments" or value < 1]
         return reasons
 
     def schedule(self, problem: Problem) -> Schedule:
@@ -101,13 +98,14 @@ class CpuBackend:
         q, v = call.q, call.v
         batch, tokens, _, key_dim = q.shape
         value_dim, heads, sequences = v.size(3), call.heads, call.sequences
-        o = torch.empty((batch, tokens, heads, value_dim), dtype=v.dtype)
-        final = torch.empty((sequences, heads, key_dim, value_dim), dtype=_float32) if call.output_final_state else None
-        residual = torch.empty(self.residual_spec(call)[0], dtype=_float32) if save else None
+        library = native.library()
+        o = library.empty((batch, tokens, heads, value_dim), v.dtype)
+        final = library.empty((sequences, heads, key_dim, value_dim)) if call.output_final_state else None
+        residual = library.empty(self.residual_spec(call)[0]) if save else None
         gate, g = marshal.gate(call.g)
         plan = tiling.forward(sequences, heads, batch * tokens, key_dim, value_dim, torch.get_num_threads(),
                               call.pins.get("segments", 0))
-        native.library().forward(marshal.CALL.pack(
+        library.forward(marshal.CALL.pack(
             batch, tokens, heads, key_dim, value_dim, sequences, gate, call.reverse, *plan, call.scale,
             *marshal.vector(call.cu_seqlens), *marshal.tokens(q), *marshal.tokens(call.k), *marshal.tokens(v), *g,
             *marshal.matrix(call.bonus), *marshal.state(call.initial_state), *marshal.state(residual),
@@ -119,8 +117,9 @@ class CpuBackend:
         q, k, v = call.q, call.k, call.v
         batch, tokens, _, key_dim = q.shape
         value_dim, heads, sequences = v.size(3), call.heads, call.sequences
+        library = native.library()
         gate, g = marshal.gate(call.g)
-        dq, dk, dv = (_gradient(x, heads) for x in (q, k, v))
+        dq, dk, dv = (_gradient(library, x, heads) for x in (q, k, v))
         groups = math.gcd(q.size(2), k.size(2), v.size(2))
         dg, dgate = None, ABSENT
         if gate == marshal.GATES["constant"]:
@@ -128,7 +127,7 @@ class CpuBackend:
             dgate = marshal.vector(dg)
         elif call.g is not None:
             groups = math.gcd(groups, call.g.size(2))
-            dg = _gradient(call.g, heads)
+            dg = _gradient(library, call.g, heads)
             dgate = marshal.gate(dg)[1]
         dinitial = dbonus = None
         if call.initial_state is not None:
@@ -137,7 +136,7 @@ class CpuBackend:
             dbonus = torch.zeros(call.bonus.shape, dtype=_float32)
         plan = tiling.backward(sequences, groups, heads, batch * tokens, key_dim, value_dim, torch.get_num_threads(),
                                call.pins.get("segments", 0))
-        native.library().backward(marshal.CALL.pack(
+        library.backward(marshal.CALL.pack(
             batch, tokens, heads, key_dim, value_dim, sequences, gate, call.reverse, *plan, call.scale,
             *marshal.vector(call.cu_seqlens), *marshal.tokens(q), *marshal.tokens(k), *marshal.tokens(v), *g,
             *marshal.matrix(call.bonus), *marshal.state(call.initial_state), *marshal.state(residual), *ABSENT, *ABSENT,
@@ -165,9 +164,9 @@ class CpuBackend:
 _NO_GRADIENTS = ABSENT * 8
 
 
-def _gradient(x: Tensor, heads: int) -> Tensor:
+def _gradient(library: native.Native, x: Tensor, heads: int) -> Tensor:
     """Allocate the gradient of [B, T, Hx, ...]: float32 where output heads add to it."""
-    return torch.empty(x.shape, dtype=x.dtype if x.size(2) == heads else _float32)
+    return library.empty(x.shape, x.dtype if x.size(2) == heads else _float32)
 
 
 def _like(gradient: Tensor | None, x: Tensor | None) -> Tensor | None:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from portable_gla.problem import Reason
 
 LIBRARY = Path(__file__).with_name("_native.so")
 _ISA = os.environ.get("PORTABLE_GLA_CPU_ISA", "")  # "avx2" on a machine with AVX-512: for tests
+_LARGE = 2**22
 _ERRORS = {1: "cu_seqlens: expected 0 = c0 <= c1 <= ... <= cN = T", 2: "slots: expected -1 or a row of the pool"}
 
 
@@ -48,6 +50,8 @@ class Native:
             measure, compute = getattr(library, f"gla_{name}_workspace"), getattr(library, f"gla_{name}")
             measure.restype, measure.argtypes = ctypes.c_int64, [ctypes.c_char_p]
             compute.restype, compute.argtypes = ctypes.c_int, [ctypes.c_char_p, ctypes.c_void_p]
+        library.gla_advise_huge_pages.restype = None
+        library.gla_advise_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         library.gla_exponential.restype = None
         library.gla_exponential.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         self._library = library
@@ -55,9 +59,15 @@ class Native:
         self.backward = functools.partial(self._run, library.gla_backward_workspace, library.gla_backward)
         self.decode = functools.partial(self._run, library.gla_decode_workspace, library.gla_decode)
 
-    @staticmethod
-    def _run(measure: ctypes._FuncPointer, compute: ctypes._FuncPointer, record: bytes) -> None:
-        workspace = torch.empty(measure(record), dtype=torch.float32)
+    def empty(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Allocate, on huge pages where that is worth the call."""
+        x = torch.empty(shape, dtype=dtype)
+        if (size := x.nbytes) >= _LARGE:
+            self._library.gla_advise_huge_pages(x.data_ptr(), size)
+        return x
+
+    def _run(self, measure: ctypes._FuncPointer, compute: ctypes._FuncPointer, record: bytes) -> None:
+        workspace = self.empty((measure(record),))
         code = compute(record, workspace.data_ptr())
         if code:
             raise ValueError(_ERRORS[code])

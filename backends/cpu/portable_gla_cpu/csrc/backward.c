@@ -136,9 +136,9 @@ static void update(workspace *w, float *to, const float *from, const float *rows
 {
     chunk *c = &w->c;
     ptrdiff_t panel = panel_floats(c->value_dim);
-    for (ptrdiff_t n = 0; n < c->key_stride; n += GLA_PANEL, to += panel, from += panel)
-        state_update(to, from, c->value_dim, GLA_PANEL, c->decay + n, false, by_depth(rows, c->value_stride),
-                     columns + n, c->key_stride, c->count, &c->fetch);
+    for (ptrdiff_t n = 0; n < c->keys; n += GLA_PANEL, to += panel, from += panel)
+        state_update(to, from, c->value_dim, GLA_PANEL, c->decay + n, false, rows, columns + column_of(n), c->count,
+                     &c->fetch);
     fetch_rest(&c->fetch);
 }
 
@@ -154,7 +154,7 @@ static void advance(workspace *w, const gla_call *call, const task *t, int64_t f
         return;
     }
     chunk_load_keys(c, call, &t->s, t->head, first, 0);
-    chunk_decay_keys(c, NULL);
+    chunk_decay_keys(c, NULL, NULL);
     update(w, to, from, c->v, c->k_decayed);
 }
 
@@ -169,7 +169,7 @@ static void retreat(workspace *w, const gla_call *call, const task *t, int64_t f
         return;
     }
     chunk_load_queries(c, call, &t->s, t->head, first);
-    load_tokens(c, w->d.do_, c->value_stride, &call->do_, call, &t->s, t->head, first, 0, c->value_dim);
+    load_tokens(c, w->d.do_, &call->do_, call, &t->s, t->head, first, 0, c->value_dim);
     bool detached = chunk_is_detached(c);
     if (detached) chunk_detach_gate(c);
     chunk_decay_queries(c, NULL);
@@ -177,7 +177,7 @@ static void retreat(workspace *w, const gla_call *call, const task *t, int64_t f
     if (detached) panels_decay(w->dstate, NULL, c->detached, false, c->value_dim, c->key_dim);
     if (into) {
         *into->growth += c->growth;
-        for (ptrdiff_t n = 0; n < c->key_stride; n++) into->decay[n] *= c->decay[n];
+        for (ptrdiff_t n = 0; n < c->keys; n++) into->decay[n] *= c->decay[n];
     }
 }
 
@@ -207,7 +207,7 @@ static void summarize_segment(const void *data, int64_t index, int64_t worker)
     link own = link_of(p, &t, t.segment);
     chunk_begin_head(&w.c, call, t.head);
     *own.growth = 0.0f;
-    for (ptrdiff_t n = 0; n < w.c.key_stride; n++) own.decay[n] = 1.0f;
+    for (ptrdiff_t n = 0; n < w.c.keys; n++) own.decay[n] = 1.0f;
     memset(w.dstate, 0, w.floats * sizeof *w.dstate);
     retreat_range(&w, call, &t, segment_at(call, &t.s, t.segment), &own);
     memcpy(own.dstate, w.dstate, w.floats * sizeof *w.dstate);
@@ -241,15 +241,6 @@ static bool adds(const gla_tensor *x, const gla_call *call, int64_t head)
     return head % (call->heads / x->heads) != 0;
 }
 
-static void store_tokens(const gla_tensor *x, const gla_call *call, const task *t, int64_t first, int count,
-                         const float *rows, ptrdiff_t stride, int64_t columns)
-{
-    int64_t head = t->head * x->heads / call->heads;
-    for (int i = 0; i < count; i++)
-        store_row(x, token_offset(x, &t->s, first + i, head), x->stride[3], rows + i * stride, columns,
-                  adds(x, call, t->head));
-}
-
 static void fetch_gradients(workspace *w, const gla_call *call, const task *t, int64_t first)
 {
     chunk *c = &w->c;
@@ -259,31 +250,38 @@ static void fetch_gradients(workspace *w, const gla_call *call, const task *t, i
     if (call->gate == GLA_GATE_CHANNEL) fetch_tokens(c, &call->dg, call, &t->s, t->head, first, 0, c->key_dim);
 }
 
-static float sum_row(const float *row, ptrdiff_t length)
+/* The sum over the channels of one token's dg. */
+static float sum_channels(const chunk *c, const float *row)
 {
     vec sum[PARTS];
     for (int p = 0; p < PARTS; p++) sum[p] = vec_zero();
-    for (ptrdiff_t n = 0; n < length; n += GLA_CHUNK)
-        for (int p = 0; p < PARTS; p++) sum[p] += vec_load(row + n + p * LANES);
+    for (ptrdiff_t n = 0; n < c->keys; n += GLA_CHUNK)
+        for (int p = 0; p < PARTS; p++) sum[p] += vec_load(row + column_of(n) + p * LANES);
     return fold_one(sum);
+}
+
+static void store_gradient(const workspace *w, const float *rows, const gla_tensor *x, const gla_call *call,
+                           const task *t, int64_t first, int64_t columns)
+{
+    store_tokens(&w->c, rows, x, call, &t->s, t->head, first, 0, columns, adds(x, call, t->head));
 }
 
 static void store_gradients(const workspace *w, const gla_call *call, const task *t, int64_t first, partial *sums)
 {
     const chunk *c = &w->c;
     const gradients *d = &w->d;
-    store_tokens(&call->dq, call, t, first, c->count, d->dq, c->key_stride, c->key_dim);
-    store_tokens(&call->dk, call, t, first, c->count, d->dk, c->key_stride, c->key_dim);
-    store_tokens(&call->dv, call, t, first, c->count, d->dv, c->value_stride, c->value_dim);
+    store_gradient(w, d->dq, &call->dq, call, t, first, c->key_dim);
+    store_gradient(w, d->dk, &call->dk, call, t, first, c->key_dim);
+    store_gradient(w, d->dv, &call->dv, call, t, first, c->value_dim);
     if (call->gate == GLA_GATE_CHANNEL) {
-        store_tokens(&call->dg, call, t, first, c->count, d->dg, c->key_stride, c->key_dim);
+        store_gradient(w, d->dg, &call->dg, call, t, first, c->key_dim);
     } else if (call->gate != GLA_GATE_NONE) {
-        float by_token[GLA_CHUNK];
-        for (int i = c->count - 1; i >= 0; i--) {
-            by_token[i] = sum_row(d->dg + i * c->key_stride, c->key_stride);
-            *sums->gate += by_token[i];
+        for (int i = c->count - 1; i >= 0; i--) { /* into the first channel */
+            float sum = sum_channels(c, d->dg + i * GLA_PANEL);
+            d->dg[i * GLA_PANEL] = sum;
+            *sums->gate += sum;
         }
-        if (call->gate == GLA_GATE_HEAD) store_tokens(&call->dg, call, t, first, c->count, by_token, 1, 1);
+        if (call->gate == GLA_GATE_HEAD) store_gradient(w, d->dg, &call->dg, call, t, first, 1);
     }
 }
 
@@ -296,8 +294,8 @@ static void detached_gradients(workspace *w, const float *state, float scale)
     memcpy(w->decayed, state, w->floats * sizeof *state);
     panels_decay(w->decayed, NULL, c->detached, false, c->value_dim, c->key_dim);
     chunk_gradients(c, &w->d, w->decayed, w->dstate, scale);
-    for (ptrdiff_t n = 0, at = 0; n < c->key_stride; n += GLA_PANEL, at += panel) /* e is one everywhere by now */
-        state_overlap(w->d.dg + n, w->decayed + at, w->dstate + at, c->e + n, rows);
+    for (ptrdiff_t n = 0, at = 0; n < c->keys; n += GLA_PANEL, at += panel) /* e is one everywhere by now */
+        state_overlap(w->d.dg + column_of(n), w->decayed + at, w->dstate + at, c->e + column_of(n), rows);
     panels_decay(w->dstate, NULL, c->detached, false, c->value_dim, c->key_dim);
 }
 
@@ -318,7 +316,7 @@ static void backward_tokens(workspace *w, const gla_call *call, const task *t, i
     }
     chunk_load_keys(c, call, &t->s, t->head, first, 0);
     chunk_load_queries(c, call, &t->s, t->head, first);
-    load_tokens(c, w->d.do_, c->value_stride, &call->do_, call, &t->s, t->head, first, 0, c->value_dim);
+    load_tokens(c, w->d.do_, &call->do_, call, &t->s, t->head, first, 0, c->value_dim);
     fetch_gradients(w, call, t, first);
     if (chunk_is_detached(c)) detached_gradients(w, state, (float)call->scale);
     else chunk_gradients(c, &w->d, state, w->dstate, (float)call->scale);
@@ -349,7 +347,7 @@ static void backward_head(workspace *w, const pass *p, const task *t)
     float *dbonus = w->d.dbonus;
     chunk_begin_head(&w->c, call, t->head);
     *sums.gate = 0.0;
-    memset(dbonus, 0, w->c.key_stride * sizeof *dbonus);
+    memset(dbonus, 0, w->c.keys * sizeof *dbonus);
     if (call->segments > 1)
         memcpy(w->dstate, link_of(p, t, t->segment).dstate, w->floats * sizeof *w->dstate);
     else

@@ -13,9 +13,13 @@
 #include "sequences.h"
 
 enum { BLOCK = 4 };                /* tokens of a sub-block, see chunk_scores */
-static const float GROWTH = 40.0f; /* nats by which a channel may grow within a chunk before its products may overflow */
+static const float GROWTH = 20.0f; /* nats by which a channel may grow within a chunk, lest its products overflow */
 
-/* Rows are tokens; rows from `count` on are zero (decays one). Lengths are K and V, strides their padded sizes. */
+/* Products of decays pass below the smallest number before what they multiply does. For gradients, which may be right
+ * in all digits however small, products begin at LIFT, and the sums are multiplied by DROP. */
+static const float LIFT = 0x1p24f, DROP = 0x1p-24f;
+
+/* Matrices [16][K] and [16][V] are matrices of tokens (panels.h); rows from `count` on are zero, decays one. */
 typedef struct {
     int count;
     bool overflows; /* positive gates: products over the chunk may overflow where the recurrence does not */
@@ -23,7 +27,7 @@ typedef struct {
     fetch_queue fetch;
     int64_t ahead;  /* tokens from this chunk to the one that is loaded next */
     int64_t key_dim, value_dim;
-    ptrdiff_t key_stride, value_stride;
+    ptrdiff_t keys, values; /* K and V, padded to whole panels */
     float *q;           /* [16][K], times the scale */
     float *k, *e;       /* [16][K] */
     float *q_decayed;   /* [16][K]: q_i times the decays between the chunk's start and its reading of the state */
@@ -36,10 +40,13 @@ typedef struct {
     float *scores;      /* [16][16], lower triangle */
 } chunk;
 
+/* Take an array from scratch. The gap keeps the same rows of two arrays from lying a multiple of 4096 bytes apart, where
+ * a processor takes a load for one that must wait for an earlier store. */
 GLA_INLINE float *take(float **scratch, int64_t floats)
 {
+    enum { GAP = 9 * 16 };
     float *taken = *scratch;
-    *scratch += gla_round_up(floats, 16);
+    *scratch += gla_round_up(floats, 16) + GAP;
     return taken;
 }
 
@@ -47,19 +54,19 @@ GLA_INLINE float *take(float **scratch, int64_t floats)
 static chunk chunk_at(float **scratch, const gla_call *call, int64_t value_dim)
 {
     chunk c = {.ahead = GLA_CHUNK, .key_dim = call->key_dim, .value_dim = value_dim};
-    c.key_stride = gla_round_up(c.key_dim, GLA_PANEL);
-    c.value_stride = gla_round_up(value_dim, GLA_PANEL);
-    int64_t keys = GLA_CHUNK * c.key_stride;
-    c.q = take(scratch, keys);
-    c.k = take(scratch, keys);
-    c.e = take(scratch, keys);
-    c.q_decayed = take(scratch, keys);
-    c.k_decayed = take(scratch, keys);
-    c.block_decay = take(scratch, keys / BLOCK);
-    c.decay = take(scratch, c.key_stride);
-    c.detached = take(scratch, c.key_stride);
-    c.bonus = take(scratch, c.key_stride);
-    c.v = take(scratch, GLA_CHUNK * c.value_stride);
+    c.keys = gla_round_up(c.key_dim, GLA_PANEL);
+    c.values = gla_round_up(value_dim, GLA_PANEL);
+    int64_t matrix = GLA_CHUNK * c.keys;
+    c.q = take(scratch, matrix);
+    c.k = take(scratch, matrix);
+    c.e = take(scratch, matrix);
+    c.q_decayed = take(scratch, matrix);
+    c.k_decayed = take(scratch, matrix);
+    c.block_decay = take(scratch, matrix / BLOCK);
+    c.decay = take(scratch, c.keys);
+    c.detached = take(scratch, c.keys);
+    c.bonus = take(scratch, c.keys);
+    c.v = take(scratch, GLA_CHUNK * c.values);
     c.scores = take(scratch, GLA_CHUNK * GLA_CHUNK);
     if (!call->bonus.data) c.bonus = NULL;
     return c;
@@ -70,7 +77,7 @@ static inline void chunk_begin_head(chunk *c, const gla_call *call, int64_t head
 {
     if (c->bonus)
         load_row(c->bonus, &call->bonus, head * call->bonus.stride[0], call->bonus.stride[1], c->key_dim,
-                 c->key_stride);
+                 c->keys);
 }
 
 /* Ask for the rows of c->count tokens from `first` on, to come while this chunk is computed. */
@@ -85,15 +92,36 @@ static inline void fetch_tokens(chunk *c, const gla_tensor *x, const gla_call *c
 }
 
 /* Load the rows of c->count tokens from `first` on, columns from `column` on, and ask for those of the next chunk. */
-static inline void load_tokens(chunk *c, float *out, ptrdiff_t out_stride, const gla_tensor *x, const gla_call *call,
-                               const sequence *s, int64_t head, int64_t first, int64_t column, int64_t columns)
+static inline void load_tokens(chunk *c, float *out, const gla_tensor *x, const gla_call *call, const sequence *s,
+                               int64_t head, int64_t first, int64_t column, int64_t columns)
 {
-    int64_t head_read = head * x->heads / call->heads;
-    for (int i = 0; i < c->count; i++)
-        load_row(out + i * out_stride, x, token_offset(x, s, first + i, head_read) + column * x->stride[3],
-                 x->stride[3], columns, out_stride);
-    memset(out + c->count * out_stride, 0, (GLA_CHUNK - c->count) * out_stride * sizeof *out);
+    int64_t stride = x->stride[3], head_read = head * x->heads / call->heads;
+    for (int i = 0; i < c->count; i++) {
+        int64_t offset = token_offset(x, s, first + i, head_read) + column * stride;
+        for (int64_t n = 0; n < columns; n += GLA_PANEL)
+            load_row(out + column_of(n) + i * GLA_PANEL, x, offset + n * stride, stride,
+                     gla_min(GLA_PANEL, columns - n), GLA_PANEL);
+    }
+    if (c->count < GLA_CHUNK)
+        for (int64_t n = 0; n < columns; n += GLA_PANEL)
+            memset(out + column_of(n) + c->count * GLA_PANEL, 0,
+                   (GLA_CHUNK - c->count) * GLA_PANEL * sizeof *out);
     fetch_tokens(c, x, call, s, head, first + c->ahead, column, columns);
+}
+
+/* Store them, or add them to what is there. */
+static inline void store_tokens(const chunk *c, const float *in, const gla_tensor *x, const gla_call *call,
+                                const sequence *s, int64_t head, int64_t first, int64_t column, int64_t columns,
+                                bool add)
+{
+    int64_t stride = x->stride[3];
+    head = head * x->heads / call->heads;
+    for (int i = 0; i < c->count; i++) {
+        int64_t offset = token_offset(x, s, first + i, head) + column * stride;
+        for (int64_t n = 0; n < columns; n += GLA_PANEL)
+            store_row(x, offset + n * stride, stride, in + column_of(n) + i * GLA_PANEL,
+                      gla_min(GLA_PANEL, columns - n), add);
+    }
 }
 
 /* Decays of a gate that all channels share: one number per token. */
@@ -109,20 +137,19 @@ static void load_shared_decays(chunk *c, const gla_call *call, const sequence *s
         }
     }
     for (int i = 0; i < GLA_CHUNK; i += LANES) vec_store(gates + i, vec_exp(vec_load(gates + i)));
-    for (int i = 0; i < GLA_CHUNK; i++)
-        for (ptrdiff_t n = 0; n < c->key_stride; n += LANES)
-            vec_store(c->e + i * c->key_stride + n, vec_splat(gates[i]));
+    for (ptrdiff_t n = 0; n < c->keys; n += LANES)
+        for (int i = 0; i < GLA_CHUNK; i++) vec_store(c->e + column_of(n) + i * GLA_PANEL, vec_splat(gates[i]));
     c->growth = sum;
 }
 
 static void load_channel_decays(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first)
 {
-    load_tokens(c, c->e, c->key_stride, &call->g, call, s, head, first, 0, c->key_dim);
+    load_tokens(c, c->e, &call->g, call, s, head, first, 0, c->key_dim);
     vec most = vec_zero();
-    for (ptrdiff_t n = 0; n < c->key_stride; n += LANES) {
+    for (ptrdiff_t n = 0; n < c->keys; n += LANES) {
         vec sum = vec_zero();
         for (int i = 0; i < GLA_CHUNK; i++) {
-            float *e = c->e + i * c->key_stride + n;
+            float *e = c->e + column_of(n) + i * GLA_PANEL;
             vec g = vec_load(e);
             sum += vec_max(g, vec_zero());
             vec_store(e, vec_exp(g));
@@ -148,16 +175,16 @@ static inline void chunk_load_decays(chunk *c, const gla_call *call, const seque
 static inline void chunk_load_keys(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first,
                             int64_t value)
 {
-    load_tokens(c, c->k, c->key_stride, &call->k, call, s, head, first, 0, c->key_dim);
-    load_tokens(c, c->v, c->value_stride, &call->v, call, s, head, first, value, c->value_dim);
+    load_tokens(c, c->k, &call->k, call, s, head, first, 0, c->key_dim);
+    load_tokens(c, c->v, &call->v, call, s, head, first, value, c->value_dim);
 }
 
 /* Load q, times the scale: what reads the state. */
 static inline void chunk_load_queries(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first)
 {
-    load_tokens(c, c->q, c->key_stride, &call->q, call, s, head, first, 0, c->key_dim);
+    load_tokens(c, c->q, &call->q, call, s, head, first, 0, c->key_dim);
     vec scale = vec_splat((float)call->scale);
-    for (ptrdiff_t n = 0; n < GLA_CHUNK * c->key_stride; n += LANES) vec_store(c->q + n, vec_load(c->q + n) * scale);
+    for (ptrdiff_t n = 0; n < GLA_CHUNK * c->keys; n += LANES) vec_store(c->q + n, vec_load(c->q + n) * scale);
 }
 
 /* Whether the chunk is a token on its own because its gate grows so much that q times the decay may overflow. Then the
@@ -167,39 +194,43 @@ GLA_INLINE bool chunk_is_detached(const chunk *c) { return c->overflows && c->co
 
 static inline void chunk_detach_gate(chunk *c)
 {
-    memcpy(c->detached, c->e, c->key_stride * sizeof *c->e);
-    for (ptrdiff_t n = 0; n < c->key_stride; n++) c->e[n] = 1.0f;
-}
-
-/* k_decayed, and the decay of the whole chunk; with `after`, the products themselves. */
-static inline void chunk_decay_keys(chunk *c, float *after)
-{
-    for (ptrdiff_t n = 0; n < c->key_stride; n += LANES) {
-        vec product = vec_splat(1.0f);
-        for (ptrdiff_t at = (GLA_CHUNK - 1) * c->key_stride + n; at >= 0; at -= c->key_stride) {
-            vec_store(c->k_decayed + at, vec_load(c->k + at) * product);
-            if (after) vec_store(after + at, product);
-            product *= vec_load(c->e + at);
-        }
-        vec_store(c->decay + n, product);
+    for (ptrdiff_t n = 0; n < c->keys; n++) {
+        c->detached[n] = c->e[column_of(n)];
+        c->e[column_of(n)] = 1.0f;
     }
 }
 
-/* q_decayed, and the decay of the whole chunk; with `before`, the products themselves. With a bonus a token reads the
- * state before its own gate. */
+/* k_decayed and the decay of the whole chunk; with `after`, the products themselves, lifted, the chunk's in `whole`. */
+static inline void chunk_decay_keys(chunk *c, float *after, float *whole)
+{
+    for (ptrdiff_t n = 0; n < c->keys; n += LANES) {
+        vec product = vec_splat(LIFT);
+        for (ptrdiff_t i = GLA_CHUNK - 1; i >= 0; i--) {
+            ptrdiff_t at = column_of(n) + i * GLA_PANEL;
+            vec_store(c->k_decayed + at, vec_load(c->k + at) * (product * vec_splat(DROP)));
+            if (after) vec_store(after + at, product);
+            product *= vec_load(c->e + at);
+        }
+        if (whole) vec_store(whole + n, product);
+        vec_store(c->decay + n, product * vec_splat(DROP));
+    }
+}
+
+/* q_decayed and the decay of the whole chunk; with `before`, the products themselves, lifted. With a bonus a token
+ * reads the state before its own gate. */
 static inline void chunk_decay_queries(chunk *c, float *before)
 {
-    for (ptrdiff_t n = 0; n < c->key_stride; n += LANES) {
-        vec product = vec_splat(1.0f);
+    for (ptrdiff_t n = 0; n < c->keys; n += LANES) {
+        vec product = vec_splat(LIFT);
         for (ptrdiff_t i = 0; i < GLA_CHUNK; i++) {
-            ptrdiff_t at = i * c->key_stride + n;
+            ptrdiff_t at = column_of(n) + i * GLA_PANEL;
             vec with_own = product * vec_load(c->e + at);
             if (!c->bonus) product = with_own;
-            vec_store(c->q_decayed + at, vec_load(c->q + at) * product);
+            vec_store(c->q_decayed + at, vec_load(c->q + at) * (product * vec_splat(DROP)));
             if (before) vec_store(before + at, product);
             product = with_own;
         }
-        vec_store(c->decay + n, product);
+        vec_store(c->decay + n, product * vec_splat(DROP));
     }
 }
 

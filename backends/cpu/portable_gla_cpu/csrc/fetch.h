@@ -1,8 +1,8 @@
-/* Fetching rows ahead of their use, a few cache lines at a time between tiles of arithmetic.
+/* Fetching rows ahead of their use, a few at a time between tiles of arithmetic.
  *
  * Rows of one head lie far apart in [B, T, H, D], where no processor looks by itself, and a core has only some dozen
  * outstanding misses: asking for a whole chunk at once would stall it. So the rows of the next chunk wait in a queue,
- * from which every tile of a product takes some lines.
+ * from which every tile of a product takes some.
  */
 #ifndef GLA_FETCH_H
 #define GLA_FETCH_H
@@ -25,20 +25,17 @@ GLA_INLINE void fetch_row(fetch_queue *queue, const char *at, int64_t bytes)
     queue->rows[queue->count++].end = at + bytes;
 }
 
-GLA_INLINE void fetch_lines(fetch_queue *queue, int lines)
+GLA_INLINE void fetch_rows(fetch_queue *queue, int rows)
 {
-    for (; lines > 0 && queue->first < queue->count; lines--) {
-        const char **at = &queue->rows[queue->first].at;
-        __builtin_prefetch(*at);
-        *at += FETCH_LINE;
-        if (*at >= queue->rows[queue->first].end) queue->first++;
-    }
+    for (; rows > 0 && queue->first < queue->count; rows--, queue->first++)
+        for (const char *at = queue->rows[queue->first].at; at < queue->rows[queue->first].end; at += FETCH_LINE)
+            __builtin_prefetch(at, 0, 2);
 }
 
 /* At the end of a chunk: what is left, then an empty queue. */
 GLA_INLINE void fetch_rest(fetch_queue *queue)
 {
-    fetch_lines(queue, FETCH_ROWS * 64);
+    fetch_rows(queue, FETCH_ROWS);
     queue->first = queue->count = 0;
 }
 

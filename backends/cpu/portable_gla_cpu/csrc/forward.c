@@ -46,7 +46,7 @@ static workspace workspace_at(float **scratch, const gla_call *call)
     workspace w = {.c = chunk_at(scratch, call, width)};
     w.state = take(scratch, panels_floats(call->key_dim, width));
     if (call->segments > 1) w.another = take(scratch, panels_floats(call->key_dim, width));
-    w.out = take(scratch, GLA_CHUNK * w.c.value_stride);
+    w.out = take(scratch, GLA_CHUNK * w.c.values);
     return w;
 }
 
@@ -128,8 +128,8 @@ static void load_initial_state(workspace *w, const gla_call *call, const task *t
 /* Advance one panel over the loaded chunk. */
 static void advance_panel(float *panel, chunk *c, ptrdiff_t column)
 {
-    state_update(panel, panel, c->key_dim, gla_min(GLA_PANEL, c->value_dim - column), c->decay, true,
-                 by_depth(c->k_decayed, c->key_stride), c->v + column, c->value_stride, c->count, &c->fetch);
+    state_update(panel, panel, c->key_dim, gla_min(GLA_PANEL, c->value_dim - column), c->decay, true, c->k_decayed,
+                 c->v + column_of(column), c->count, &c->fetch);
 }
 
 /* o of the loaded chunk, and the state after it. */
@@ -142,22 +142,13 @@ static void forward_chunk(workspace *w)
     }
     chunk_scores(c);
     chunk_decay_queries(c, NULL);
-    chunk_decay_keys(c, NULL);
+    chunk_decay_keys(c, NULL, NULL);
     for (ptrdiff_t column = 0; column < c->value_dim; column += GLA_PANEL) {
         float *panel = w->state + column / GLA_PANEL * panel_floats(c->key_dim);
-        state_read(w->out + column, c->value_stride, c->count, gla_min(GLA_PANEL, c->value_dim - column),
-                   by_row(c->q_decayed, c->key_stride), panel, c->key_dim, c->scores, c->v + column, c->value_stride,
-                   &c->fetch);
+        state_read(w->out + column_of(column), c->count, gla_min(GLA_PANEL, c->value_dim - column), c->q_decayed,
+                   panel, c->key_dim, c->scores, c->v + column_of(column), &c->fetch);
         advance_panel(panel, c, column);
     }
-}
-
-static void store_out(const workspace *w, const gla_call *call, const task *t, int64_t first)
-{
-    const gla_tensor *o = &call->o;
-    for (int i = 0; i < w->c.count; i++)
-        store_row(o, token_offset(o, &t->s, first + i, t->head) + t->value * o->stride[3], o->stride[3],
-                  w->out + i * w->c.value_stride, t->value_dim, false);
 }
 
 static void forward_tokens(workspace *w, const gla_call *call, const task *t, int64_t first, int count)
@@ -172,7 +163,7 @@ static void forward_tokens(workspace *w, const gla_call *call, const task *t, in
     fetch_tokens(&w->c, &call->o, call, &t->s, t->head, first, t->value, t->value_dim);
     forward_chunk(w);
     fetch_rest(&w->c.fetch);
-    store_out(w, call, t, first);
+    store_tokens(&w->c, w->out, &call->o, call, &t->s, t->head, first, t->value, t->value_dim, false);
 }
 
 /* Only the state of `tokens`; where `into` is given, multiply its decay and add up its growth. */
@@ -184,13 +175,13 @@ static void advance_tokens(workspace *w, const gla_call *call, const task *t, in
         return;
     }
     chunk_load_keys(&w->c, call, &t->s, t->head, first, t->value);
-    chunk_decay_keys(&w->c, NULL);
+    chunk_decay_keys(&w->c, NULL, NULL);
     for (ptrdiff_t column = 0; column < w->c.value_dim; column += GLA_PANEL)
         advance_panel(w->state + column / GLA_PANEL * panel_floats(w->c.key_dim), &w->c, column);
     fetch_rest(&w->c.fetch);
     if (into) {
         *into->growth += w->c.growth;
-        for (ptrdiff_t n = 0; n < w->c.key_stride; n++) into->decay[n] *= w->c.decay[n];
+        for (ptrdiff_t n = 0; n < w->c.keys; n++) into->decay[n] *= w->c.decay[n];
     }
 }
 
@@ -211,7 +202,7 @@ static void summarize_segment(const void *data, int64_t index, int64_t worker)
     link own = link_of(p, &t, t.segment), *into = t.value ? NULL : &own; /* one tile of V keeps what all share */
     if (into) {
         *own.growth = 0.0f;
-        for (ptrdiff_t n = 0; n < w.c.key_stride; n++) own.decay[n] = 1.0f;
+        for (ptrdiff_t n = 0; n < w.c.keys; n++) own.decay[n] = 1.0f;
     }
     memset(w.state, 0, state_floats(&w) * sizeof *w.state);
     advance_range(&w, call, &t, t.tokens, into);

@@ -10,63 +10,66 @@
 #include "scores.h"
 #include "states.h"
 
-/* Rows are tokens, as in `chunk`. */
+/* Matrices [16][·] are matrices of tokens, as in `chunk`. */
 typedef struct {
     float *do_;              /* [16][V] */
     float *dq, *dk, *dg;     /* [16][K]; dg: by channel */
     float *dv;               /* [16][V] */
     float *dbonus;           /* [K], added to */
-    float *before, *after;   /* [16][K]: the decays in q_decayed and k_decayed */
+    float *before, *after;   /* [16][K]: the decays in q_decayed and k_decayed, lifted */
+    float *whole;            /* [K]: all decays of the chunk, lifted */
     float *q_state;          /* [16][K]: S do_i, of which dq_i takes the decayed part */
     float *k_state;          /* [16][K]: dS v_j */
-    float *overlap;          /* [K]: Σ over V of decay ⊙ S ⊙ dS */
+    float *overlap;          /* [K]: Σ over V of whole ⊙ S ⊙ dS */
     float *dscores;          /* [16][16]: do_i · v_j, lower triangle */
-    float *k_tokens;         /* [K][16]: k_decayed, transposed */
+    float *k_tokens;         /* [32][16]: one panel of k_decayed, transposed */
     float *dv_tokens;        /* [V][16] */
 } gradients;
 
 static gradients gradients_at(float **scratch, const chunk *c)
 {
     gradients d;
-    int64_t keys = GLA_CHUNK * c->key_stride, values = GLA_CHUNK * c->value_stride;
+    int64_t keys = GLA_CHUNK * c->keys, values = GLA_CHUNK * c->values;
     d.do_ = take(scratch, values);
     d.dq = take(scratch, keys);
     d.dk = take(scratch, keys);
     d.dg = take(scratch, keys);
     d.dv = take(scratch, values);
-    d.dbonus = take(scratch, c->key_stride);
+    d.dbonus = take(scratch, c->keys);
     d.before = take(scratch, keys);
     d.after = take(scratch, keys);
+    d.whole = take(scratch, c->keys);
     d.q_state = take(scratch, keys);
     d.k_state = take(scratch, keys);
-    d.overlap = take(scratch, c->key_stride);
+    d.overlap = take(scratch, c->keys);
     d.dscores = take(scratch, GLA_CHUNK * GLA_CHUNK);
-    d.k_tokens = take(scratch, keys);
+    d.k_tokens = take(scratch, TOKEN_PANEL);
     d.dv_tokens = take(scratch, values);
     return d;
 }
 
-/* All that meets the state: q_state, k_state, overlap, the state's part of dv, and dS carried across the chunk. */
+/* All that meets the state: q_state, k_state, overlap, dv (with the pairs' part), and dS carried across the chunk. */
 static void state_gradients(chunk *c, const gradients *d, const float *state, float *dstate)
 {
-    ptrdiff_t panel = panel_floats(c->value_dim);
-    transpose(d->k_tokens, GLA_CHUNK, c->k_decayed, c->key_stride, GLA_CHUNK, c->key_stride);
-    memset(d->dv_tokens, 0, GLA_CHUNK * c->value_stride * sizeof *d->dv_tokens);
-    for (ptrdiff_t n = 0; n < c->key_stride; n += GLA_PANEL, state += panel, dstate += panel) {
-        state_read(d->q_state + n, c->key_stride, c->count, GLA_PANEL, by_row(d->do_, c->value_stride), state,
-                   c->value_dim, NULL, NULL, 0, &c->fetch);
-        state_read(d->k_state + n, c->key_stride, c->count, GLA_PANEL, by_row(c->v, c->value_stride), dstate,
-                   c->value_dim, NULL, NULL, 0, &c->fetch);
-        state_overlap(d->overlap + n, state, dstate, c->decay + n, gla_round_up(c->value_dim, ROWS_MULTIPLE));
-        state_read_tokens(d->dv_tokens, gla_round_up(c->value_dim, ROWS_MULTIPLE), dstate,
-                          d->k_tokens + n * GLA_CHUNK);
-        state_update(dstate, dstate, c->value_dim, GLA_PANEL, c->decay + n, false,
-                     by_depth(d->do_, c->value_stride), c->q_decayed + n, c->key_stride, c->count, &c->fetch);
+    ptrdiff_t panel = panel_floats(c->value_dim), rows = gla_round_up(c->value_dim, ROWS_MULTIPLE);
+    memset(d->dv_tokens, 0, GLA_CHUNK * c->values * sizeof *d->dv_tokens);
+    for (ptrdiff_t n = 0; n < c->keys; n += GLA_PANEL, state += panel, dstate += panel) {
+        ptrdiff_t column = column_of(n);
+        state_read(d->q_state + column, c->count, GLA_PANEL, d->do_, state, c->value_dim, NULL, NULL, &c->fetch);
+        state_read(d->k_state + column, c->count, GLA_PANEL, c->v, dstate, c->value_dim, NULL, NULL, &c->fetch);
+        state_overlap(d->overlap + n, state, dstate, d->whole + n, rows);
+        transpose(d->k_tokens, GLA_CHUNK, c->k_decayed + column, GLA_PANEL, GLA_CHUNK, GLA_PANEL);
+        state_read_tokens(d->dv_tokens, rows, dstate, d->k_tokens);
+        state_update(dstate, dstate, c->value_dim, GLA_PANEL, c->decay + n, false, d->do_, c->q_decayed + column,
+                     c->count, &c->fetch);
     }
-    transpose(d->dv, c->value_stride, d->dv_tokens, GLA_CHUNK, c->value_stride, GLA_CHUNK);
+    for (ptrdiff_t n = 0; n < c->values; n += GLA_PANEL) {
+        transpose(d->dv + column_of(n), GLA_PANEL, d->dv_tokens + n * GLA_CHUNK, GLA_CHUNK, GLA_PANEL, GLA_CHUNK);
+        gather_later(d->dv + column_of(n), GLA_PANEL, c->scores, d->do_ + column_of(n), c->count);
+    }
 }
 
-/* What the pairs j ≤ i of the chunk give to dq, dk, and to dg of the gates between them.
+/* What the pairs j ≤ i of the chunk give to dq, dk, and to dg of the gates between them; all lifted.
  *
  * For each j, `decay` runs from j towards later tokens; coming back, `later` is the sum of what the pairs beyond a gate
  * give to dk_j, all of which crosses that gate. With a bonus (`shift` 1) token i reads before its own gate: the pair
@@ -74,67 +77,74 @@ static void state_gradients(chunk *c, const gradients *d, const float *state, fl
  */
 GLA_INLINE void pair_gradients(const chunk *c, const gradients *d, int shift)
 {
-    ptrdiff_t stride = c->key_stride;
-    for (ptrdiff_t n = 0; n < stride; n += LANES) {
-        const float *q = c->q + n, *k = c->k + n, *e = c->e + n;
-        float *dq = d->dq + n, *dk = d->dk + n, *dg = d->dg + n;
-        for (int i = 0; i < c->count; i++) {
-            vec_store(dq + i * stride, vec_zero());
-            vec_store(dg + i * stride, vec_zero());
-        }
-        vec dbonus = vec_zero(), bonus = vec_zero();
-        if (shift) {
-            dbonus = vec_load(d->dbonus + n);
-            bonus = vec_load(c->bonus + n);
-        }
+    enum { WIDE = 2 }; /* vectors at a time: the products and sums along i are chains, two of them overlap */
+    memset(d->dq, 0, GLA_CHUNK * c->keys * sizeof *d->dq);
+    memset(d->dg, 0, GLA_CHUNK * c->keys * sizeof *d->dg);
+    for (ptrdiff_t n = 0; n < c->keys; n += WIDE * LANES) {
+        const ptrdiff_t first = column_of(n);
         for (int j = 0; j < c->count; j++) {
-            vec key = vec_load(k + j * stride), decay = vec_splat(1.0f), later = vec_zero(), own = vec_zero();
-            vec given[GLA_CHUNK]; /* to dk_j, by i */
-            if (shift) {
-                vec query = vec_load(q + j * stride), weight = vec_splat(d->dscores[j * GLA_CHUNK + j]);
-                own = weight * bonus * query;
-                dbonus = vec_fma(weight * query, key, dbonus);
-                vec_store(dq + j * stride, vec_fma(weight * bonus, key, vec_load(dq + j * stride)));
+            vec key[WIDE], decay[WIDE], later[WIDE], given[GLA_CHUNK][WIDE]; /* given: to dk_j, by i */
+            UNROLL for (int w = 0; w < WIDE; w++) {
+                ptrdiff_t at = first + j * GLA_PANEL + w * LANES;
+                key[w] = vec_load(c->k + at);
+                decay[w] = vec_splat(LIFT);
+                later[w] = vec_zero();
+                if (shift) {
+                    vec query = vec_load(c->q + at), bonus = vec_load(c->bonus + n + w * LANES);
+                    vec weight = vec_splat(LIFT * d->dscores[j * GLA_CHUNK + j]);
+                    float *dbonus = d->dbonus + n + w * LANES;
+                    vec_store(dbonus, vec_fma(weight * query * vec_splat(DROP), key[w], vec_load(dbonus)));
+                    vec_store(d->dq + at, vec_fma(weight * bonus, key[w], vec_load(d->dq + at)));
+                    vec_store(d->dk + at, weight * bonus * query);
+                }
             }
             for (int i = j + shift; i < c->count; i++) {
-                if (i > j + shift) decay *= vec_load(e + (i - shift) * stride);
-                vec weight = decay * vec_splat(d->dscores[i * GLA_CHUNK + j]);
-                given[i] = weight * vec_load(q + i * stride);
-                vec_store(dq + i * stride, vec_fma(weight, key, vec_load(dq + i * stride)));
+                vec score = vec_splat(d->dscores[i * GLA_CHUNK + j]);
+                UNROLL for (int w = 0; w < WIDE; w++) {
+                    ptrdiff_t at = first + i * GLA_PANEL + w * LANES;
+                    if (i > j + shift) decay[w] *= vec_load(c->e + at - shift * GLA_PANEL);
+                    vec weight = decay[w] * score;
+                    given[i][w] = weight * vec_load(c->q + at);
+                    vec_store(d->dq + at, vec_fma(weight, key[w], vec_load(d->dq + at)));
+                }
             }
-            for (int i = c->count - 1; i > j + shift; i--) {
-                later += given[i];
-                float *gate = dg + (i - shift) * stride;
-                vec_store(gate, vec_fma(key, later, vec_load(gate)));
+            for (int i = c->count - 1; i > j + shift; i--)
+                UNROLL for (int w = 0; w < WIDE; w++) {
+                    float *gate = d->dg + first + (i - shift) * GLA_PANEL + w * LANES;
+                    later[w] += given[i][w];
+                    vec_store(gate, vec_fma(key[w], later[w], vec_load(gate)));
+                }
+            UNROLL for (int w = 0; w < WIDE; w++) {
+                float *dk = d->dk + first + j * GLA_PANEL + w * LANES;
+                if (j + shift < c->count) later[w] += given[j + shift][w];
+                if (shift) later[w] += vec_load(dk);
+                vec_store(dk, later[w]);
             }
-            if (j + shift < c->count) later += given[j + shift];
-            vec_store(dk + j * stride, later + own);
         }
-        if (shift) vec_store(d->dbonus + n, dbonus);
     }
 }
 
-/* Add the state's part to dq, dk and dg: a gate is crossed by what later tokens read of the state before the chunk, by
+/* Add the state's part to dq, dk and dg, and drop them: a gate is crossed by what later tokens read of the state before the chunk, by
  * what earlier ones give to the state after it, and by the state itself. */
 static void join_gradients(const chunk *c, const gradients *d, float scale)
 {
-    for (ptrdiff_t n = 0; n < c->key_stride; n += LANES) {
+    for (ptrdiff_t n = 0; n < c->keys; n += LANES) {
         vec crossing = vec_load(d->overlap + n);
         for (ptrdiff_t t = 0; t < c->count; t++) {
-            ptrdiff_t at = t * c->key_stride + n;
+            ptrdiff_t at = column_of(n) + t * GLA_PANEL;
             vec given = vec_load(d->after + at) * vec_load(d->k_state + at);
             vec_store(d->dg + at, vec_load(d->dg + at) + crossing);
-            vec_store(d->dk + at, vec_load(d->dk + at) + given);
+            vec_store(d->dk + at, (vec_load(d->dk + at) + given) * vec_splat(DROP));
             crossing = vec_fma(vec_load(c->k + at), given, crossing);
         }
         crossing = vec_zero();
         for (ptrdiff_t t = c->count - 1; t >= 0; t--) {
-            ptrdiff_t at = t * c->key_stride + n;
+            ptrdiff_t at = column_of(n) + t * GLA_PANEL;
             vec given = vec_load(d->before + at) * vec_load(d->q_state + at);
             vec with_own = vec_fma(vec_load(c->q + at), given, crossing);
             if (!c->bonus) crossing = with_own;
-            vec_store(d->dg + at, vec_load(d->dg + at) + crossing);
-            vec_store(d->dq + at, (vec_load(d->dq + at) + given) * vec_splat(scale));
+            vec_store(d->dg + at, (vec_load(d->dg + at) + crossing) * vec_splat(DROP));
+            vec_store(d->dq + at, (vec_load(d->dq + at) + given) * vec_splat(scale * DROP));
             crossing = with_own;
         }
     }
@@ -145,10 +155,9 @@ static void chunk_gradients(chunk *c, const gradients *d, const float *state, fl
 {
     chunk_scores(c);
     chunk_decay_queries(c, d->before);
-    chunk_decay_keys(c, d->after);
-    dot_lower(d->dscores, d->do_, c->v, c->value_stride, c->count);
+    chunk_decay_keys(c, d->after, d->whole);
+    dot_lower(d->dscores, d->do_, c->v, c->values, c->count);
     state_gradients(c, d, state, dstate);
-    gather_later(d->dv, c->value_stride, c->value_dim, c->scores, d->do_, c->value_stride, c->count);
     if (c->bonus) pair_gradients(c, d, 1);
     else pair_gradients(c, d, 0);
     join_gradients(c, d, scale);

@@ -1,6 +1,10 @@
 /* What Python calls: the choice of an instruction set, checks that keep a call inside its memory, and dispatch. */
 #include <string.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "gla.h"
 #include "threads.h"
 
@@ -66,6 +70,20 @@ GLA_EXPORT const char *gla_choose(const char *isa)
 }
 
 GLA_EXPORT void gla_set_openmp(gla_openmp parallel) { gla_use_openmp(parallel); }
+
+/* Ask for huge pages in memory that is about to be written for the first time: a tenth of the page faults, which are a
+ * third of a long backward pass otherwise. A hint: nothing happens where it cannot be had. */
+GLA_EXPORT void gla_advise_huge_pages(char *data, int64_t bytes)
+{
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    enum { HUGE_PAGE = 1 << 21 };
+    uintptr_t first = gla_round_up((int64_t)(uintptr_t)data, HUGE_PAGE), end = (uintptr_t)data + bytes;
+    if (first + HUGE_PAGE <= end) (void)madvise((void *)first, (end - first) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#else
+    (void)data;
+    (void)bytes;
+#endif
+}
 
 /* The sizes of the records, for Python to compare with what it packs. */
 GLA_EXPORT int64_t gla_call_size(void) { return sizeof(gla_call); }

@@ -1,11 +1,11 @@
-/* The scores of a chunk, and any other 16 × 16 products of its rows. */
+/* The scores of a chunk, and other products between rows of its tokens. */
 #ifndef GLA_SCORES_H
 #define GLA_SCORES_H
 
 #include "chunk.h"
 
-/* out[i][j] = a_i · b_j for i, j < 4, along `length`, a multiple of 16, in 16 partial sums. */
-static inline void dot_block(float *out, const float *a, const float *b, ptrdiff_t stride, ptrdiff_t length)
+/* out[i][j] = a_i · b_j for i, j < 4, rows of matrices of tokens with `length` columns, in 16 partial sums. */
+static inline void dot_block(float *out, const float *a, const float *b, ptrdiff_t length)
 {
     enum { ROWS = LANES == 16 ? BLOCK : 2 }; /* what the registers hold */
     for (int i = 0; i < BLOCK; i += ROWS) {
@@ -16,10 +16,11 @@ static inline void dot_block(float *out, const float *a, const float *b, ptrdiff
                 UNROLL for (int c = 0; c < ROWS; c++) UNROLL for (int p = 0; p < PARTS; p++) sum[r][c][p] = vec_zero();
             for (ptrdiff_t n = 0; n < length; n += GLA_CHUNK)
                 UNROLL for (int p = 0; p < PARTS; p++) {
+                    ptrdiff_t at = column_of(n) + p * LANES;
                     vec x[ROWS];
-                    UNROLL for (int r = 0; r < ROWS; r++) x[r] = vec_load(a + (i + r) * stride + n + p * LANES);
+                    UNROLL for (int r = 0; r < ROWS; r++) x[r] = vec_load(a + at + (i + r) * GLA_PANEL);
                     UNROLL for (int c = 0; c < ROWS; c++) {
-                        vec y = vec_load(b + (j + c) * stride + n + p * LANES);
+                        vec y = vec_load(b + at + (j + c) * GLA_PANEL);
                         UNROLL for (int r = 0; r < ROWS; r++) sum[r][c][p] = vec_fma(x[r], y, sum[r][c][p]);
                     }
                 }
@@ -34,40 +35,60 @@ static inline void dot_block(float *out, const float *a, const float *b, ptrdiff
 }
 
 /* out[i][j] = a_i · b_j for j ≤ i (and some more); rows up to `count`. */
-static inline void dot_lower(float *out, const float *a, const float *b, ptrdiff_t stride, int count)
+static inline void dot_lower(float *out, const float *a, const float *b, ptrdiff_t length, int count)
 {
     for (int i = 0; i < count; i += BLOCK)
         for (int j = 0; j <= i; j += BLOCK)
-            dot_block(out + i * GLA_CHUNK + j, a + i * stride, b + j * stride, stride, stride);
+            dot_block(out + i * GLA_CHUNK + j, a + i * GLA_PANEL, b + j * GLA_PANEL, length);
 }
 
 /* scores[i][j] for j ≤ i within one block of four tokens, by running products of the decays between j and i. */
 GLA_INLINE void score_diagonal(const chunk *c, ptrdiff_t block, bool bonus)
 {
-    ptrdiff_t stride = c->key_stride, at = block * stride;
     vec sum[BLOCK][BLOCK][PARTS];
-    for (int i = 0; i < BLOCK; i++)
-        for (int j = 0; j <= i; j++)
-            for (int p = 0; p < PARTS; p++) sum[i][j][p] = vec_zero();
-    for (ptrdiff_t n = 0; n < stride; n += GLA_CHUNK)
-        UNROLL for (int p = 0; p < PARTS; p++, at += LANES)
+    UNROLL for (int i = 0; i < BLOCK; i++)
+        UNROLL for (int j = 0; j <= i; j++) UNROLL for (int p = 0; p < PARTS; p++) sum[i][j][p] = vec_zero();
+    for (ptrdiff_t n = 0; n < c->keys; n += GLA_CHUNK)
+        UNROLL for (int p = 0; p < PARTS; p++) {
+            ptrdiff_t at = column_of(n) + block * GLA_PANEL + p * LANES;
             UNROLL for (int j = 0; j < BLOCK; j++) {
-                vec k = vec_load(c->k + at + j * stride), own = k;
+                vec k = vec_load(c->k + at + j * GLA_PANEL), own = k;
                 if (bonus) own *= vec_load(c->bonus + n + p * LANES);
-                sum[j][j][p] = vec_fma(vec_load(c->q + at + j * stride), own, sum[j][j][p]);
+                sum[j][j][p] = vec_fma(vec_load(c->q + at + j * GLA_PANEL), own, sum[j][j][p]);
                 UNROLL for (int i = j + 1; i < BLOCK; i++) {
-                    if (!bonus) k *= vec_load(c->e + at + i * stride);
-                    else if (i > j + 1) k *= vec_load(c->e + at + (i - 1) * stride);
-                    sum[i][j][p] = vec_fma(vec_load(c->q + at + i * stride), k, sum[i][j][p]);
+                    if (!bonus) k *= vec_load(c->e + at + i * GLA_PANEL);
+                    else if (i > j + 1) k *= vec_load(c->e + at + (i - 1) * GLA_PANEL);
+                    sum[i][j][p] = vec_fma(vec_load(c->q + at + i * GLA_PANEL), k, sum[i][j][p]);
                 }
             }
-    for (int i = 0; i < BLOCK; i++)
-        for (int j = 0; j <= i; j++) c->scores[(block + i) * GLA_CHUNK + block + j] = fold_one(sum[i][j]);
+        }
+    UNROLL for (int i = 0; i < BLOCK; i++)
+        UNROLL for (int j = 0; j <= i; j++) c->scores[(block + i) * GLA_CHUNK + block + j] = fold_one(sum[i][j]);
 }
 
-GLA_INLINE void multiply_row(float *row, const float *factor, ptrdiff_t length)
+/* For every block of four tokens: q_i times the decays from the block's start to i's reading of the state, k_j times
+ * those after j to the block's end, and the decay of the whole block. */
+static inline void decay_within_blocks(chunk *c, ptrdiff_t padded)
 {
-    for (ptrdiff_t n = 0; n < length; n += LANES) vec_store(row + n, vec_load(row + n) * vec_load(factor + n));
+    for (ptrdiff_t n = 0; n < c->keys; n += LANES)
+        for (ptrdiff_t block = 0; block < padded; block += BLOCK) {
+            ptrdiff_t start = column_of(n) + block * GLA_PANEL;
+            vec product = vec_splat(1.0f);
+            UNROLL for (int i = 0; i < BLOCK; i++) {
+                ptrdiff_t at = start + i * GLA_PANEL;
+                vec with_own = product * vec_load(c->e + at);
+                if (!c->bonus) product = with_own;
+                vec_store(c->q_decayed + at, vec_load(c->q + at) * product);
+                product = with_own;
+            }
+            vec_store(c->block_decay + block / BLOCK * c->keys + n, product);
+            product = vec_splat(1.0f);
+            UNROLL for (int j = BLOCK - 1; j >= 0; j--) {
+                ptrdiff_t at = start + j * GLA_PANEL;
+                vec_store(c->k_decayed + at, vec_load(c->k + at) * product);
+                product *= vec_load(c->e + at);
+            }
+        }
 }
 
 /* scores[i][j] = Σ over channels of q_i k_j times the decays after j that i's reading of the state includes, j ≤ i.
@@ -76,36 +97,24 @@ GLA_INLINE void multiply_row(float *row, const float *factor, ptrdiff_t length)
  * q takes those from there on, k those up to there, and the pair is a plain product. `q_decayed` and `k_decayed` serve
  * as scratch.
  */
-static void chunk_scores(chunk *c)
+static inline void chunk_scores(chunk *c)
 {
-    ptrdiff_t stride = c->key_stride;
     ptrdiff_t padded = gla_round_up(c->count, BLOCK);
     memset(c->scores, 0, GLA_CHUNK * GLA_CHUNK * sizeof *c->scores);
-    for (ptrdiff_t n = 0; n < stride; n += LANES)
-        for (ptrdiff_t block = 0; block < padded; block += BLOCK) {
-            vec product = vec_splat(1.0f);
-            UNROLL for (int i = 0; i < BLOCK; i++) {
-                ptrdiff_t at = (block + i) * stride + n;
-                vec with_own = product * vec_load(c->e + at);
-                vec_store(c->q_decayed + at, vec_load(c->q + at) * (c->bonus ? product : with_own));
-                product = with_own;
-            }
-            vec_store(c->block_decay + block / BLOCK * stride + n, product);
-            product = vec_splat(1.0f);
-            UNROLL for (int j = BLOCK - 1; j >= 0; j--) {
-                ptrdiff_t at = (block + j) * stride + n;
-                vec_store(c->k_decayed + at, vec_load(c->k + at) * product);
-                product *= vec_load(c->e + at);
-            }
-        }
+    decay_within_blocks(c, padded);
     for (ptrdiff_t i = 0; i < padded; i += BLOCK) {
         for (ptrdiff_t j = 0; j < i; j += BLOCK)
-            dot_block(c->scores + i * GLA_CHUNK + j, c->q_decayed + i * stride, c->k_decayed + j * stride, stride,
-                      stride);
+            dot_block(c->scores + i * GLA_CHUNK + j, c->q_decayed + i * GLA_PANEL, c->k_decayed + j * GLA_PANEL,
+                      c->keys);
         if (c->bonus) score_diagonal(c, i, true);
         else score_diagonal(c, i, false);
-        for (ptrdiff_t j = 0; j < i; j++)
-            multiply_row(c->k_decayed + j * stride, c->block_decay + i / BLOCK * stride, stride);
+        for (ptrdiff_t n = 0; n < c->keys; n += LANES) { /* the earlier keys, up to the next block's start */
+            vec decay = vec_load(c->block_decay + i / BLOCK * c->keys + n);
+            for (ptrdiff_t j = 0; j < i; j++) {
+                float *k = c->k_decayed + column_of(n) + j * GLA_PANEL;
+                vec_store(k, vec_load(k) * decay);
+            }
+        }
     }
 }
 
