@@ -7,7 +7,8 @@ import operator
 import torch
 from torch import Tensor
 
-from portable_gla import ops, planning, settings, validation
+from portable_gla import devices, ops, planning, settings, validation
+from portable_gla.problem import Problem
 
 
 def attention(
@@ -206,9 +207,9 @@ def _choose_while_tracing(
         x is not None and x.requires_grad for x in (q, k, v, g, initial_state, bonus))
     head = 2 if layout == "BTHD" else 1
     handle, pins = _chosen(
-        *_constant_sizes(q, k, v, g, head), q.dtype, None if g is None else g.dtype, q.device, "attention", backend,
-        save, cu_seqlens is not None,
-        initial_state is not None, bool(output_final_state), bool(reverse), bonus is not None)
+        _constant_sizes(q, k, v, g, head), q.dtype, None if g is None else g.dtype, q.device, "attention", backend,
+        save, cu_seqlens is not None, initial_state is not None, bool(output_final_state), bool(reverse),
+        bonus is not None)
     return handle, pins, save
 
 
@@ -220,7 +221,7 @@ def _choose_decode_while_tracing(
     validation.check_backend_name(backend)
     validation.check_decode(q, k, v, g, state, slots, bonus, out)
     handle, _ = _chosen(
-        *_constant_sizes(q, k, v, g, 2), q.dtype, None if g is None else g.dtype, q.device, "decode", backend,
+        _constant_sizes(q, k, v, g, 2), q.dtype, None if g is None else g.dtype, q.device, "decode", backend,
         False, False, True, True, False, bonus is not None)
     return handle
 
@@ -234,16 +235,17 @@ def _constant_sizes(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, head: int
 
 
 def _chosen(
-    q_heads: int, k_heads: int, v_heads: int, gate_heads: int, key_dim: int, value_dim: int, gate_rank: int,
+    sizes: tuple[int, ...],
     dtype: torch.dtype, gate_dtype: torch.dtype | None, device: torch.device, mode: str, backend: str | None,
     training: bool, packed: bool, initial_state: bool, final_state: bool, reverse: bool, bonus: bool,
 ) -> tuple[str, str]:
-    problem = planning.Problem(
+    q_heads, k_heads, v_heads, gate_heads, key_dim, value_dim, gate_rank = sizes
+    problem = Problem(
         tokens=1024, heads=max(q_heads, k_heads, v_heads, gate_heads), key_dim=key_dim, value_dim=value_dim,
         q_heads=q_heads, k_heads=k_heads, v_heads=v_heads, gate_heads=gate_heads, dtype=dtype,
         gate={0: "none", 1: "constant", 3: "head", 4: "channel"}[gate_rank], gate_dtype=gate_dtype, packed=packed,
         initial_state=initial_state, final_state=final_state, reverse=reverse, bonus=bonus, training=training,
-        mode=mode, device=planning.devices.of(device), pins=settings.current().pins)
+        mode=mode, device=devices.of(device), pins=settings.current().pins)
     return planning.require(planning.choose(problem, backend)), ops.format_pins(problem.pins)
 
 

@@ -109,8 +109,9 @@ class Backend(Protocol):
     def reasons_against(self, problem: Problem) -> Sequence[Reason]:
         """Why it would not serve ``problem`` on ``problem.device``, pins included; empty: it would.
 
-        The device may be absent (``problem.device.present`` is False): then the answer is what it would be there.
-        T must not matter, so that a choice made while tracing with a dynamic T holds for every T.
+        The device may be absent (``problem.device.present`` is False): then the answer is what it would be there; on
+        this machine, planning adds what ``unavailable`` says. T must not matter, so that a choice made while tracing
+        with a dynamic T holds for every T.
         """
         ...
 

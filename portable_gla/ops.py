@@ -7,7 +7,7 @@ backend with the same plan, in eager mode and in a compiled graph, wherever the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,7 @@ from portable_gla.backend import Call, DecodeCall
 
 _CALL = ("Tensor q, Tensor k, Tensor v, Tensor? g, Tensor? initial_state, Tensor? bonus, Tensor? cu_seqlens, "
          "float scale, bool reverse, bool output_final_state, str handle, str pins")
-_library = torch.library.Library("portable_gla", "DEF")
+_library: Any = torch.library.Library("portable_gla", "DEF")  # type: ignore[no-untyped-call]
 _library.define(f"fwd({_CALL}, bool save) -> (Tensor o, Tensor final_state, Tensor residual)")
 _library.define(f"bwd({_CALL}, Tensor residual, Tensor do, Tensor? dfinal_state) -> "
                 "(Tensor dq, Tensor dk, Tensor dv, Tensor dg, Tensor dinitial_state, Tensor dbonus)")
@@ -37,9 +37,9 @@ def format_pins(pins: tuple[tuple[str, int], ...]) -> str:
     return ",".join(f"{name}={value}" for name, value in pins)
 
 
-def _call(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor | None, bonus: Tensor | None,
-          cu_seqlens: Tensor | None, scale: float, reverse: bool, output_final_state: bool, pins: str) -> Call:
-    return Call(q, k, v, g, initial_state, bonus, cu_seqlens, scale, reverse, output_final_state, _parse(pins))
+def _call(inputs: Sequence[Any], pins: str) -> Call:
+    """Build a Call from the operators' first ten arguments and the pins."""
+    return Call(*inputs, pins=_parse(pins))  # type: ignore[misc]
 
 
 def _absent(q: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def _absent(q: Tensor) -> Tensor:
 
 def _fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, handle, pins, save = args
-    call = _call(*inputs, pins)
+    call = _call(inputs, pins)
     if call.cu_seqlens is not None and call.cu_seqlens.device.type == "cpu":
         validation.check_cu_seqlens_values(call.cu_seqlens, call.q.shape[1])
     with _no_autocast(call.q):
@@ -59,7 +59,7 @@ def _fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _bwd(*args: Any) -> tuple[Tensor, ...]:
     *inputs, handle, pins, residual, do, dfinal_state = args
-    call = _call(*inputs, pins)
+    call = _call(inputs, pins)
     with _no_autocast(call.q):
         gradients = registry.get(handle).backward(call, residual, do, dfinal_state)
     return tuple(_absent(call.q) if gradient is None else gradient for gradient in gradients)
@@ -95,14 +95,14 @@ def _no_autocast(q: Tensor) -> torch.autocast | _Nothing:
     return torch.autocast(device_type, enabled=False) if autocasting(device_type) else _nothing
 
 
-for _name, _function in (("fwd", _fwd), ("bwd", _bwd), ("decode", _decode)):
-    _library.impl(_name, _function, "CompositeExplicitAutograd")
+_library.impl("fwd", _fwd, "CompositeExplicitAutograd")
+_library.impl("bwd", _bwd, "CompositeExplicitAutograd")
+_library.impl("decode", _decode, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("portable_gla::fwd", lib=_library)
-def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, handle, pins, save = args
-    call = _call(*inputs, pins)
+    call = _call(inputs, pins)
     q, v = call.q, call.v
     o = v.new_empty(q.shape[0], q.shape[1], call.heads, v.shape[3])
     final_state = q.new_empty(call.state_shape, dtype=call.state_dtype) if call.output_final_state else _absent(q)
@@ -113,16 +113,19 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return o, final_state, residual
 
 
-@torch.library.register_fake("portable_gla::bwd", lib=_library)
-def _(*args: Any) -> tuple[Tensor, ...]:
+def _fake_bwd(*args: Any) -> tuple[Tensor, ...]:
     q, k, v, g, initial_state, bonus = args[:6]
     return tuple(q.new_empty(0) if x is None else x.new_empty(x.shape)
                  for x in (q, k, v, g, initial_state, bonus))
 
 
-@torch.library.register_fake("portable_gla::decode", lib=_library)
-def _(*args: Any) -> None:
+def _fake_decode(*args: Any) -> None:
     return None
+
+
+torch.library.register_fake("portable_gla::fwd", _fake_fwd, lib=_library)
+torch.library.register_fake("portable_gla::bwd", _fake_bwd, lib=_library)
+torch.library.register_fake("portable_gla::decode", _fake_decode, lib=_library)
 
 
 # Autograd is a kernel of the Autograd key around autograd.Function: a third of the overhead of register_autograd.
@@ -149,7 +152,7 @@ class _Attention(torch.autograd.Function):
         do, dfinal_state, _ = gradients
         q, _, v, *_ = tensors
         if do is None:
-            heads = Call(*tensors, *rest[:3], {}).heads
+            heads = _call([*tensors, *rest[:3]], "").heads
             do = v.new_zeros(()).expand(q.shape[0], q.shape[1], heads, v.shape[3])
         found = _bwd_op(*tensors, *rest, residual, do, dfinal_state)
         return (*(None if x is None else gradient for x, gradient in zip(tensors[:6], found, strict=True)), *[None] * 7)
@@ -170,7 +173,7 @@ class _AttentionBackward(torch.autograd.Function):
 def _differentiable(function: type[torch.autograd.Function], op: Any) -> Callable[..., Any]:
     def kernel(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
-            return function.apply(*args)
+            return function.apply(*args)  # type: ignore[no-untyped-call]
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 

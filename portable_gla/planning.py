@@ -7,6 +7,7 @@ import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def plan_attention(
             q.requires_grad or k.requires_grad or v.requires_grad or (g is not None and g.requires_grad)
             or (initial_state is not None and initial_state.requires_grad)
             or (bonus is not None and bonus.requires_grad))
-        key = (
+        key: Any = (
             q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device,
             None if g is None else (g.shape, g.dtype, g.device),
             None if initial_state is None else (initial_state.shape, initial_state.dtype, initial_state.device),
@@ -112,7 +113,7 @@ def plan_attention(
             settings.current(), registry.generation())
         found = _plans.get(key)
     except (AttributeError, TypeError):  # not tensors, or unhashable: validation says which
-        key = found = None
+        key, found = None, None
     if found is not None:
         return found
     validation.check_scale(scale)
@@ -131,7 +132,7 @@ def plan_decode(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor
                 bonus: Tensor | None, out: Tensor | None, scale: float | None, backend: str | None) -> Plan:
     """Validate and plan one :func:`portable_gla.decode_`."""
     try:
-        key = (
+        key: Any = (
             q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device,
             None if g is None else (g.shape, g.dtype, g.device), (state.shape, state.dtype, state.device),
             None if slots is None else (slots.shape, slots.dtype, slots.device),
@@ -140,7 +141,7 @@ def plan_decode(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor
             backend, scale.__class__, settings.current(), registry.generation(), "decode")
         found = _plans.get(key)
     except (AttributeError, TypeError):
-        key = found = None
+        key, found = None, None
     if found is not None:
         return found
     validation.check_scale(scale)
@@ -186,7 +187,8 @@ def choose(problem: Problem, backend: str | None = None) -> Plan:
     for name in registry.handles():
         handle = registry.emulated_handle(name) if name == emulated else name
         found = registry.get(handle)
-        against = tuple(found.reasons_against(problem))
+        here = found.unavailable() if problem.device.present else ()
+        against = (*here, *found.reasons_against(problem))
         if backend is not None:
             wanted = name == backend
         elif emulated is not None:

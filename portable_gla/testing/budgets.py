@@ -27,13 +27,13 @@ terms that were summed. Two things keep this fair and sharp:
   exists (dg at the first token of a sequence without a state) the budget is zero but for underflow.
 
 Underflow: a backend may flush what falls under the smallest normal float32 (1.2e-38) to zero, as hardware does. So in
-``terms`` decays, v and do are clamped from below, at values that u brings to that number: a flushed decay, and a flushed
-state or adjoint state at any token (whose loss later growth may magnify), lie within the budget.
+``terms`` decays, v and do are clamped from below, at values that u brings to that number: a flushed decay, and a
+flushed state or adjoint state at any token (whose loss later growth may magnify), lie within the budget.
 
 A result is held to its budget at three levels: the RMS over the whole tensor, the RMS over every row (the last
-dimension: a token's channels, a row of a state), and every single element, with the factors of ``FACTORS``. At the level of
-elements, terms are rounded to the inputs' dtype: a matrix unit takes its operands in it, and a sum that cancels shows
-that in single elements, not in the norm of a row.
+dimension: a token's channels, a row of a state), and every single element, with the factors of ``FACTORS``. At the
+level of elements, terms are rounded to the inputs' dtype: a matrix unit takes its operands in it, and a sum that
+cancels shows that in single elements, not in the norm of a row.
 
 float64: no wider computation is at hand on every machine, so the truth has an error like the backend's own. The
 baseline's error is then what float32 makes of the same case (inputs rounded to float32), and that and the nudge count
@@ -48,7 +48,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,6 +94,10 @@ class Expected:
     element_noise: Tensor
     ignored: Tensor  # bool: beyond the range of the output's dtype or of float32, so that any computation may overflow
     factors: Factors
+
+    def part(self, rows: list[int]) -> Expected:
+        """Take some rows of the first dimension."""
+        return Expected(self.truth[rows], self.noise[rows], self.element_noise[rows], self.ignored[rows], self.factors)
 
 
 class Verdict(NamedTuple):
@@ -143,7 +147,7 @@ def expected(inputs: Inputs, final_dtype: torch.dtype | None = None) -> dict[str
     truth = outputs(Oracle(), wide, do, dfinal)
     terms = outputs(Oracle(), _absolute(wide), _magnitude(do), None if dfinal is None else dfinal.abs())
     step = unit(torch.float32)
-    nudged = truth if call.g is None else outputs(Oracle(), dataclasses.replace(wide, g=wide.g + step), do, dfinal)
+    nudged = truth if wide.g is None else outputs(Oracle(), dataclasses.replace(wide, g=wide.g + step), do, dfinal)
     narrow = _converted(call, inputs, torch.float32)
     baseline = outputs(Oracle(torch.float32), *narrow)
     found, ratio = {}, 1.0
@@ -202,18 +206,20 @@ def _rms(x: Tensor, dim: int | None = None) -> Tensor:
 
 def _converted(call: Call, inputs: Inputs, dtype: torch.dtype) -> tuple[Call, Tensor, Tensor | None]:
     names = ("q", "k", "v", "g", "initial_state", "bonus")
-    values = {name: getattr(call, name) for name in names}
+    values: dict[str, Any] = {name: getattr(call, name) for name in names}
     dfinal = inputs.dfinal_state
-    return (dataclasses.replace(call, **{name: None if x is None else x.to(dtype) for name, x in values.items()}),
+    changed: dict[str, Any] = {name: None if x is None else x.to(dtype) for name, x in values.items()}
+    return (dataclasses.replace(call, **changed),
             inputs.do.to(dtype), None if dfinal is None else dfinal.to(dtype))
 
 
 def _absolute(call: Call) -> Call:
     names = ("q", "k", "initial_state", "bonus")
-    values = {name: getattr(call, name) for name in names}
+    values: dict[str, Any] = {name: getattr(call, name) for name in names}
+    changed: dict[str, Any] = {name: None if x is None else x.abs() for name, x in values.items()}
     return dataclasses.replace(
         call, scale=abs(call.scale), g=None if call.g is None else call.g.clamp(min=math.log(_SMALLEST_TERM)),
-        v=_magnitude(call.v), **{name: None if x is None else x.abs() for name, x in values.items()})
+        v=_magnitude(call.v), **changed)
 
 
 def _magnitude(x: Tensor) -> Tensor:

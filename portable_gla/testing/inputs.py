@@ -7,7 +7,7 @@ import math
 import secrets
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,10 @@ class Inputs:
     def scale(self) -> float:
         """The factor on o that applies."""
         return self.case.key_dim ** -0.5 if self.case.scale is None else self.case.scale
+
+    def changed(self, **fields: Any) -> Inputs:
+        """Return a copy with some fields replaced."""
+        return replace(self, **fields)
 
     def call(self) -> Call:
         """Return what a backend is given."""
@@ -141,7 +145,8 @@ def _restride(case: Case, q: Tensor, k: Tensor, v: Tensor, *others: Tensor | Non
     if kind == "fused":
         sizes = [x.shape[2] * x.shape[3] for x in (q, k, v)]
         whole = torch.cat([x.flatten(2) for x in (q, k, v)], 2)
-        q, k, v = (part.unflatten(2, x.shape[2:]) for part, x in zip(whole.split(sizes, 2), (q, k, v), strict=True))
+        q, k, v = (torch.unflatten(part, 2, x.shape[2:])
+                   for part, x in zip(torch.split(whole, sizes, 2), (q, k, v), strict=True))
         return q, k, v, g, initial, bonus
     if kind == "expanded":
         if g is not None and g.dim() > 1:

@@ -16,13 +16,15 @@ from portable_gla.testing.cases import Case
 from portable_gla.testing.emulation import emulate
 from portable_gla.testing.inputs import Inputs
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Target:
     """A backend on a device, or in its emulator on CPU tensors."""
 
     backend: str
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     emulated: bool = False
 
     def __str__(self) -> str:
@@ -57,7 +59,7 @@ def find(backend: str, device: torch.device | None = None) -> tuple[Target | Non
             registry.emulated_handle(backend)
         except ValueError as error:
             return None, (*reasons, Reason("emulator", str(error)))
-        return Target(backend, torch.device("cpu"), emulated=True), ()
+        return Target(backend, CPU, emulated=True), ()
     return None, reasons
 
 

@@ -60,8 +60,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = {target: frozenset(chosen_cases(metafunc.config, target)) for target in targets}
     # Case by case, so that what the oracle says of one is computed once for all checks and backends.
     metafunc.parametrize(("target", "check", "case"), [
-        pytest.param(target, check, case, id=f"{target}-{check}-{case}")
-        for case in cases.CONFORMANCE for check, (_, applies) in checks.CHECKS.items() if applies(case)
+        pytest.param(target, name, case, id=f"{target}-{name}-{case}")
+        for case in cases.CONFORMANCE for name, check in checks.CHECKS.items() if check.applies(case)
         for target in targets if case in chosen[target]])
 
 

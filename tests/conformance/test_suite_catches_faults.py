@@ -558,14 +558,14 @@ class DecodeTakesTheFirstGateForAll(Copy):
 def rows(backend: Copy, fault: Fault, seed: int) -> Iterator[CheckRow]:
     registry.register(backend)
     try:
-        yield from CHECKS[fault.check][0](Target("copy"), cases.named(fault.case), seed)
+        yield from CHECKS[fault.check](Target("copy"), cases.named(fault.case), seed)
     finally:
         registry.unregister("copy")
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_fault_is_caught(fault: Fault, seed: int) -> None:
-    assert CHECKS[fault.check][1](cases.named(fault.case)), "this check does not run on this case"
+    assert CHECKS[fault.check].applies(cases.named(fault.case)), "this check does not run on this case"
     assert not all(row.ok for row in rows(fault.backend(), fault, seed))
 
 

@@ -170,9 +170,13 @@ MALFORMED_STEPS = {
         ValueError, "slots: expected every row at most once, got 1 twice"),
     "out shape": (step(out=torch.zeros(B, 1, H, K)), ValueError, r"out: expected shape \[2, 1, 4, 5\]"),
     "out dtype": (step(out=half(torch.zeros(B, 1, H, V))), TypeError, r"out: expected dtype float32 \(as q\)"),
-    "state elsewhere": (step(state=torch.zeros(B, H, K, V, device="meta")), ValueError, "state: expected on q's device"),
+    "state elsewhere": (
+        step(state=torch.zeros(B, H, K, V, device="meta")),
+        ValueError, "state: expected on q's device cpu"),
     "out elsewhere": (step(out=torch.zeros(B, 1, H, V, device="meta")), ValueError, "out: expected on q's device cpu"),
-    "slots elsewhere": (step(slots=torch.tensor([0, 1], device="meta")), ValueError, "slots: expected on q's device cpu"),
+    "slots elsewhere": (
+        step(slots=torch.tensor([0, 1], device="meta")),
+        ValueError, "slots: expected on q's device cpu"),
     "gradient": (
         step(q=torch.randn(B, 1, H, K, requires_grad=True)),
         RuntimeError, "decode_ updates its state in place and has no gradient"),

@@ -15,8 +15,8 @@ DECODE_CALL = struct.Struct(f"8q d {7 * _DECODE_TENSORS}q")
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3, torch.int32: 4, torch.int64: 5}
 GATES = {"none": 0, "constant": 1, "head": 2, "channel": 3}
 
-ABSENT = (0,) * 7
 Record = tuple[int, ...]  # of one tensor: address, dtype, heads, four strides
+ABSENT: Record = (0,) * 7
 
 
 class Plan(NamedTuple):

@@ -23,8 +23,8 @@ def random_slab(size, seed=0):
 
     g = -torch.rand((HEADS, BLOCKS, size, KEY), generator=draw, dtype=torch.float64)
     g[:, 1, size // 2] = -math.inf
-    x = slab.Slab(normal(HEADS, BLOCKS, size, KEY), normal(HEADS, BLOCKS, size, KEY), normal(HEADS, BLOCKS, size, VALUE),
-                  g.exp())
+    q, k = normal(HEADS, BLOCKS, size, KEY), normal(HEADS, BLOCKS, size, KEY)
+    x = slab.Slab(q, k, normal(HEADS, BLOCKS, size, VALUE), g.exp())
     return x, g, normal(HEADS, KEY, VALUE), normal(HEADS, KEY), normal(HEADS, BLOCKS, size, VALUE), normal(
         HEADS, KEY, VALUE)
 

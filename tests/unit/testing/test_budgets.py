@@ -18,8 +18,9 @@ def baseline(given):
     return budgets.outputs(Oracle(torch.float32), given.call(), given.do, given.dfinal_state)
 
 
-@pytest.mark.parametrize("name", ["gate-channel-f32", "gate-head-bf16", "gate-constant-f16", "regime-strong-head-f32",
-                                  "regime-extreme-channel-f16", "tokens-0", "batch-0", "dims-1x1", "magnitude-all-1e-3-f32"])
+@pytest.mark.parametrize("name", [
+    "gate-channel-f32", "gate-head-bf16", "gate-constant-f16", "regime-strong-head-f32", "regime-extreme-channel-f16",
+    "tokens-0", "batch-0", "dims-1x1", "magnitude-all-1e-3-f32"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_straightforward_computation_passes(name, seed):
     given = inputs.make(cases.named(name), seed)

@@ -289,13 +289,13 @@ static void store_gradients(const workspace *w, const gla_call *call, const task
 static void detached_gradients(workspace *w, const float *state, float scale)
 {
     chunk *c = &w->c;
-    ptrdiff_t panel = panel_floats(c->value_dim), rows = gla_round_up(c->value_dim, ROWS_MULTIPLE);
+    ptrdiff_t panel = panel_floats(c->value_dim);
     chunk_detach_gate(c);
     memcpy(w->decayed, state, w->floats * sizeof *state);
     panels_decay(w->decayed, NULL, c->detached, false, c->value_dim, c->key_dim);
     chunk_gradients(c, &w->d, w->decayed, w->dstate, scale);
     for (ptrdiff_t n = 0, at = 0; n < c->keys; n += GLA_PANEL, at += panel) /* e is one everywhere by now */
-        state_overlap(w->d.dg + column_of(n), w->decayed + at, w->dstate + at, c->e + column_of(n), rows);
+        state_overlap(w->d.dg + column_of(n), w->decayed + at, w->dstate + at, c->e + column_of(n), c->value_dim);
     panels_decay(w->dstate, NULL, c->detached, false, c->value_dim, c->key_dim);
 }
 

@@ -15,8 +15,8 @@
 enum { BLOCK = 4 };                /* tokens of a sub-block, see chunk_scores */
 static const float GROWTH = 20.0f; /* nats by which a channel may grow within a chunk, lest its products overflow */
 
-/* Products of decays pass below the smallest number before what they multiply does. For gradients, which may be right
- * in all digits however small, products begin at LIFT, and the sums are multiplied by DROP. */
+/* Products of decays pass below the smallest number sooner than what they multiply does; gradients should be right
+ * however small. So products begin at LIFT, and DROP undoes it where the result can bear it: see gradients.h. */
 static const float LIFT = 0x1p24f, DROP = 0x1p-24f;
 
 /* Matrices [16][K] and [16][V] are matrices of tokens (panels.h); rows from `count` on are zero, decays one. */

@@ -95,14 +95,15 @@ GLA_INLINE void step(const workspace *w, float *state, int64_t stride, int64_t k
     for (int i = 0; i < vectors; i++) vec_store(w->out + n + i * LANES, sum[i]);
 }
 
-static void token(const workspace *w, const gla_decode_call *call, float *state, int64_t stride)
+/* One token on all columns; `columns`, a multiple of the lanes, ends before what is not the state's. */
+static void token(const workspace *w, const gla_decode_call *call, float *state, int64_t stride, int64_t columns)
 {
     int64_t n = 0;
     bool bonus = call->bonus.data;
-    for (; n + 4 * LANES <= w->values; n += 4 * LANES)
+    for (; n + 4 * LANES <= columns; n += 4 * LANES)
         if (bonus) step(w, state, stride, call->key_dim, n, 4, true);
         else step(w, state, stride, call->key_dim, n, 4, false);
-    for (; n < w->values && n < call->value_dim; n += LANES) step(w, state, stride, call->key_dim, n, 1, bonus);
+    for (; n < columns; n += LANES) step(w, state, stride, call->key_dim, n, 1, bonus);
 }
 
 static void decode_sequence(const void *data, int64_t index, int64_t worker)
@@ -123,11 +124,12 @@ static void decode_sequence(const void *data, int64_t index, int64_t worker)
         return;
     }
     const gla_tensor *x = &call->state;
-    int64_t at = slot * x->stride[0] + head * x->stride[1], stride = w.values;
+    int64_t at = slot * x->stride[0] + head * x->stride[1], stride = w.values, columns = w.values;
     float *state = w.state;
     if (in_place(call)) {
         state = (float *)element(x, at);
         stride = x->stride[2];
+        columns = call->value_dim;
     } else {
         for (int64_t m = 0; m < call->key_dim; m++)
             load_row(state + m * stride, x, at + m * x->stride[2], x->stride[3], call->value_dim, w.values);
@@ -144,7 +146,7 @@ static void decode_sequence(const void *data, int64_t index, int64_t worker)
                  w.values);
         load_decays(&w, call, row, t, head);
         for (int64_t i = 0; i < w.keys; i += LANES) vec_store(w.q + i, vec_load(w.q + i) * scale);
-        token(&w, call, state, stride);
+        token(&w, call, state, stride, columns);
         store_row(o, offset_of(o, row, t, head, call->heads), o->stride[3], w.out, call->value_dim, false);
     }
     if (!in_place(call))
@@ -158,7 +160,22 @@ void GLA_NAME(decode)(const gla_decode_call *call, float *scratch)
     gla_run(call->batch * call->heads, call->threads, decode_sequence, &p);
 }
 
+typedef struct {
+    float *out;
+    const float *in;
+    int64_t count;
+} exponential_call;
+
+static void exponentials(const void *data, int64_t task, int64_t worker)
+{
+    const exponential_call *call = data;
+    (void)task;
+    (void)worker;
+    for (int64_t i = 0; i < call->count; i += LANES) vec_store(call->out + i, vec_exp(vec_load(call->in + i)));
+}
+
 void GLA_NAME(exponential)(float *out, const float *in, int64_t count)
 {
-    for (int64_t i = 0; i < count; i += LANES) vec_store(out + i, vec_exp(vec_load(in + i)));
+    exponential_call call = {out, in, count};
+    gla_run(1, 1, exponentials, &call); /* as a task, for its floating-point mode */
 }

@@ -10,6 +10,8 @@
 #include "scores.h"
 #include "states.h"
 
+static const float TINY = 0x1p-76f, HUGE_NUMBER = 0x1p64f;
+
 /* Matrices [16][·] are matrices of tokens, as in `chunk`. */
 typedef struct {
     float *do_;              /* [16][V] */
@@ -18,9 +20,11 @@ typedef struct {
     float *dbonus;           /* [K], added to */
     float *before, *after;   /* [16][K]: the decays in q_decayed and k_decayed, lifted */
     float *whole;            /* [K]: all decays of the chunk, lifted */
+    float *safe;             /* [K]: the same, lifted only where they are tiny: cannot overflow what they multiply */
+    float lift;              /* by which gradients are too large until join_gradients: LIFT, or 1 if they are huge */
     float *q_state;          /* [16][K]: S do_i, of which dq_i takes the decayed part */
     float *k_state;          /* [16][K]: dS v_j */
-    float *overlap;          /* [K]: Σ over V of whole ⊙ S ⊙ dS */
+    float *overlap;          /* [K]: Σ over V of safe ⊙ S ⊙ dS, then lifted like the rest */
     float *dscores;          /* [16][16]: do_i · v_j, lower triangle */
     float *k_tokens;         /* [32][16]: one panel of k_decayed, transposed */
     float *dv_tokens;        /* [V][16] */
@@ -39,6 +43,8 @@ static gradients gradients_at(float **scratch, const chunk *c)
     d.before = take(scratch, keys);
     d.after = take(scratch, keys);
     d.whole = take(scratch, c->keys);
+    d.safe = take(scratch, c->keys);
+    d.lift = 1.0f;
     d.q_state = take(scratch, keys);
     d.k_state = take(scratch, keys);
     d.overlap = take(scratch, c->keys);
@@ -52,12 +58,13 @@ static gradients gradients_at(float **scratch, const chunk *c)
 static void state_gradients(chunk *c, const gradients *d, const float *state, float *dstate)
 {
     ptrdiff_t panel = panel_floats(c->value_dim), rows = gla_round_up(c->value_dim, ROWS_MULTIPLE);
+    for (ptrdiff_t n = 0; n < c->keys; n++) d->safe[n] = d->whole[n] < TINY ? d->whole[n] : d->whole[n] * DROP;
     memset(d->dv_tokens, 0, GLA_CHUNK * c->values * sizeof *d->dv_tokens);
     for (ptrdiff_t n = 0; n < c->keys; n += GLA_PANEL, state += panel, dstate += panel) {
         ptrdiff_t column = column_of(n);
         state_read(d->q_state + column, c->count, GLA_PANEL, d->do_, state, c->value_dim, NULL, NULL, &c->fetch);
         state_read(d->k_state + column, c->count, GLA_PANEL, c->v, dstate, c->value_dim, NULL, NULL, &c->fetch);
-        state_overlap(d->overlap + n, state, dstate, d->whole + n, rows);
+        state_overlap(d->overlap + n, state, dstate, d->safe + n, c->value_dim);
         transpose(d->k_tokens, GLA_CHUNK, c->k_decayed + column, GLA_PANEL, GLA_CHUNK, GLA_PANEL);
         state_read_tokens(d->dv_tokens, rows, dstate, d->k_tokens);
         state_update(dstate, dstate, c->value_dim, GLA_PANEL, c->decay + n, false, d->do_, c->q_decayed + column,
@@ -67,6 +74,25 @@ static void state_gradients(chunk *c, const gradients *d, const float *state, fl
         transpose(d->dv + column_of(n), GLA_PANEL, d->dv_tokens + n * GLA_CHUNK, GLA_CHUNK, GLA_PANEL, GLA_CHUNK);
         gather_later(d->dv + column_of(n), GLA_PANEL, c->scores, d->do_ + column_of(n), c->count);
     }
+}
+
+/* Choose the lift: none where numbers are so large that it might carry them out of range. */
+static void choose_lift(const chunk *c, gradients *d)
+{
+    vec most = vec_zero();
+    for (ptrdiff_t n = 0; n < c->keys; n += LANES) {
+        most = vec_max(vec_abs(vec_load(d->overlap + n)), most);
+        for (ptrdiff_t i = 0; i < c->count; i++) {
+            ptrdiff_t at = column_of(n) + i * GLA_PANEL;
+            most = vec_max(vec_abs(vec_load(d->q_state + at)), most);
+            most = vec_max(vec_abs(vec_load(d->k_state + at)), most);
+        }
+    }
+    for (int n = 0; n < GLA_CHUNK * GLA_CHUNK; n += LANES) most = vec_max(vec_abs(vec_load(d->dscores + n)), most);
+    d->lift = LIFT;
+    for (int lane = 0; lane < LANES; lane++)
+        if (most[lane] > HUGE_NUMBER) d->lift = 1.0f;
+    for (ptrdiff_t n = 0; n < c->keys; n++) d->overlap[n] *= d->whole[n] < TINY ? d->lift * DROP : d->lift;
 }
 
 /* What the pairs j ≤ i of the chunk give to dq, dk, and to dg of the gates between them; all lifted.
@@ -87,13 +113,13 @@ GLA_INLINE void pair_gradients(const chunk *c, const gradients *d, int shift)
             UNROLL for (int w = 0; w < WIDE; w++) {
                 ptrdiff_t at = first + j * GLA_PANEL + w * LANES;
                 key[w] = vec_load(c->k + at);
-                decay[w] = vec_splat(LIFT);
+                decay[w] = vec_splat(d->lift);
                 later[w] = vec_zero();
                 if (shift) {
                     vec query = vec_load(c->q + at), bonus = vec_load(c->bonus + n + w * LANES);
-                    vec weight = vec_splat(LIFT * d->dscores[j * GLA_CHUNK + j]);
+                    vec weight = vec_splat(d->lift * d->dscores[j * GLA_CHUNK + j]);
                     float *dbonus = d->dbonus + n + w * LANES;
-                    vec_store(dbonus, vec_fma(weight * query * vec_splat(DROP), key[w], vec_load(dbonus)));
+                    vec_store(dbonus, vec_fma(weight * query * vec_splat(1.0f / d->lift), key[w], vec_load(dbonus)));
                     vec_store(d->dq + at, vec_fma(weight * bonus, key[w], vec_load(d->dq + at)));
                     vec_store(d->dk + at, weight * bonus * query);
                 }
@@ -128,36 +154,39 @@ GLA_INLINE void pair_gradients(const chunk *c, const gradients *d, int shift)
  * what earlier ones give to the state after it, and by the state itself. */
 static void join_gradients(const chunk *c, const gradients *d, float scale)
 {
+    const vec lift = vec_splat(d->lift * DROP), drop = vec_splat(1.0f / d->lift);
     for (ptrdiff_t n = 0; n < c->keys; n += LANES) {
         vec crossing = vec_load(d->overlap + n);
         for (ptrdiff_t t = 0; t < c->count; t++) {
             ptrdiff_t at = column_of(n) + t * GLA_PANEL;
-            vec given = vec_load(d->after + at) * vec_load(d->k_state + at);
+            vec given = vec_load(d->after + at) * lift * vec_load(d->k_state + at);
             vec_store(d->dg + at, vec_load(d->dg + at) + crossing);
-            vec_store(d->dk + at, (vec_load(d->dk + at) + given) * vec_splat(DROP));
+            vec_store(d->dk + at, (vec_load(d->dk + at) + given) * drop);
             crossing = vec_fma(vec_load(c->k + at), given, crossing);
         }
         crossing = vec_zero();
         for (ptrdiff_t t = c->count - 1; t >= 0; t--) {
             ptrdiff_t at = column_of(n) + t * GLA_PANEL;
-            vec given = vec_load(d->before + at) * vec_load(d->q_state + at);
+            vec given = vec_load(d->before + at) * lift * vec_load(d->q_state + at);
             vec with_own = vec_fma(vec_load(c->q + at), given, crossing);
             if (!c->bonus) crossing = with_own;
-            vec_store(d->dg + at, (vec_load(d->dg + at) + crossing) * vec_splat(DROP));
-            vec_store(d->dq + at, (vec_load(d->dq + at) + given) * vec_splat(scale * DROP));
+            vec_store(d->dg + at, (vec_load(d->dg + at) + crossing) * drop);
+            vec_store(d->dq + at, (vec_load(d->dq + at) + given) * drop * vec_splat(scale));
             crossing = with_own;
         }
     }
 }
 
 /* All gradients of a loaded chunk; `dstate`, of the state after the chunk, becomes that of the state before it. */
-static void chunk_gradients(chunk *c, const gradients *d, const float *state, float *dstate, float scale)
+static void chunk_gradients(chunk *c, gradients *d, const float *state, float *dstate, float scale)
 {
     chunk_scores(c);
     chunk_decay_queries(c, d->before);
     chunk_decay_keys(c, d->after, d->whole);
+    memset(d->dscores, 0, GLA_CHUNK * GLA_CHUNK * sizeof *d->dscores);
     dot_lower(d->dscores, d->do_, c->v, c->values, c->count);
     state_gradients(c, d, state, dstate);
+    choose_lift(c, d);
     if (c->bonus) pair_gradients(c, d, 1);
     else pair_gradients(c, d, 0);
     join_gradients(c, d, scale);

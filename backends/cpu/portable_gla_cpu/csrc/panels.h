@@ -187,6 +187,7 @@ static inline void state_overlap(float *out, const float *a, const float *b, con
         UNROLL for (int i = 0; i < 4; i++) sum[i] = vec_zero();
         for (ptrdiff_t m = 0; m < rows; m += 4)
             UNROLL for (int i = 0; i < 4; i++) {
+                if (m + i >= rows) break; /* what pads a state was never written */
                 ptrdiff_t at = (m + i) * GLA_PANEL + c;
                 sum[i] = vec_fma(factor * vec_load(a + at), vec_load(b + at), sum[i]);
             }

@@ -72,6 +72,8 @@ typedef float quad __attribute__((vector_size(16)));
 
 GLA_INLINE vec vec_zero(void) { return vec_splat(0.0f); }
 
+GLA_INLINE vec vec_abs(vec x) { return (vec)((vec_bits)x & 0x7fffffff); }
+
 GLA_INLINE vec vec_load_bfloat16(const uint16_t *p)
 {
     vec_short x;
