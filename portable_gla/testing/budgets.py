@@ -26,9 +26,10 @@ terms that were summed. Two things keep this fair and sharp:
   of a gate of -60 is made of terms that all carry exp(-60), and has to be right relative to itself. Where no term
   exists (dg at the first token of a sequence without a state) the budget is zero but for underflow.
 
-Underflow: a backend may flush what falls under the smallest normal float32 (1.2e-38) to zero, as hardware does. So in
-``terms`` decays, v and do are clamped from below, at values that u brings to that number: a flushed decay, and a
-flushed state or adjoint state at any token (whose loss later growth may magnify), lie within the budget.
+Underflow: a backend may flush what falls under the smallest normal float32 to zero, as hardware does, in the middle of a
+product too. So numbers end at 64 times that, 7.5e-37: no budget is below it, and in ``terms`` decays, v and do are
+clamped from below at values that u brings to it. Then a flushed decay, and a flushed state or adjoint state at any token
+(whose loss later growth may magnify), lie within the budget.
 
 A result is held to its budget at three levels: the RMS over the whole tensor, the RMS over every row (the last
 dimension: a token's channels, a row of a state), and every single element, with the factors of ``FACTORS``. At the
@@ -68,19 +69,22 @@ class Factors(NamedTuple):
 
 
 FACTORS = {
-    torch.float64: Factors(1.5, 4.0, 5.0),
-    torch.float32: Factors(1.5, 4.0, 5.0),
+    torch.float64: Factors(1.5, 4.0, 8.0),
+    torch.float32: Factors(1.5, 4.0, 8.0),
     torch.bfloat16: Factors(1.5, 2.0, 2.0),
     torch.float16: Factors(1.5, 2.0, 2.0),
 }
 """By the output's dtype.
 
 Needed at most, over all conformance cases and three seeds each: eager 0.7, 2.2, 2.8 in float32 (whole, row, element),
-0.5, 1.7, 2.6 in float64, 0.8, 1.2, 1.0 in 16 bits; cpu 0.5, 1.8, 2.4 in float32, 0.8, 1.1, 1.0 in 16 bits.
+0.5, 1.7, 2.6 in float64, 0.8, 1.2, 1.0 in 16 bits; cpu 0.5, 1.8, 2.4 in float32, 0.8, 1.1, 1.0 in 16 bits. Six more
+seeds brought one element of millions to 7.0 (cpu, float32, beside the smallest normal number).
 """
+_FEW = 32
+"""A norm over fewer elements is held to the next finer level's factor: a few errors vary as much as one does."""
 
 QUANTITIES = ("o", "final_state", "dq", "dk", "dv", "dg", "dinitial_state", "dbonus")
-_TINY = torch.finfo(torch.float32).smallest_normal
+_TINY = 2**6 * torch.finfo(torch.float32).smallest_normal  # a flushed product may have met factors of 64 afterwards
 _SMALLEST_TERM = 2 * _TINY / torch.finfo(torch.float32).eps  # u times it is _TINY
 _SMALLEST_ADDED = 2**7 * _SMALLEST_TERM  # of v and do: they meet k and scale · q, which may well be below 1
 
@@ -181,6 +185,10 @@ def compare(found: Tensor, expected: Expected) -> Verdict:
     if error.numel() == 0:
         return Verdict(0.0, 0.0, True, "empty")
     whole, row, element = expected.factors
+    if error.shape[-1] < _FEW:
+        row = element
+    if error.numel() < _FEW:
+        whole = element
     verdicts = [Verdict(_rms(error).item(), whole * _rms(noise).item(), True, "whole"),
                 _worst(_rms(error, -1), row * _rms(noise, -1), "row"),
                 _worst(error, element * element_noise, "element")]
