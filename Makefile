@@ -16,7 +16,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 check: .venv/ready
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-fla: .venv/ready  ## flash-linear-attention's own tests on these functions: make test-fla FLA_TESTS=/its/checkout
 	$(BIN)/python tests/compat_fla/run.py $(FLA_TESTS)

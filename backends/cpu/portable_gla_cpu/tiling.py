@@ -13,8 +13,8 @@ INTERVAL = 256  # tokens between saved states; also the shortest segment worth i
 _ALONE = 2**19  # multiply-adds below which waking other threads costs more than it brings
 
 # Times in units of one panel's work on one chunk (2 · 16 · 32 · K multiply-adds), as measured at K = 128.
-_GATES = 0.8  # forward: decays and scores, done anew for every tile of V
-_ADVANCE = 0.25, 0.5  # the first pass over a segment: the gates' part, and per panel
+_GATES = 1.5  # forward: loading, decays and scores, done anew for every tile of V
+_ADVANCE = 0.8, 0.5  # the first pass over a segment: the gates' part, and per panel
 _SUMMARY = 0.2  # backward: the first pass, of the whole
 
 

@@ -48,7 +48,7 @@ static bool shares_initial_state(const gla_call *call)
     return call->dinitial_state.data && call->dinitial_state.stride[0] == 0;
 }
 
-static workspace workspace_at(float **scratch, const gla_call *call)
+static workspace workspace_at(arena *scratch, const gla_call *call)
 {
     workspace w = {.c = chunk_at(scratch, call, call->value_dim)};
     w.d = gradients_at(scratch, &w.c);
@@ -60,7 +60,7 @@ static workspace workspace_at(float **scratch, const gla_call *call)
     return w;
 }
 
-static link link_at(float **scratch, const gla_call *call)
+static link link_at(arena *scratch, const gla_call *call)
 {
     link found;
     found.dstate = take(scratch, panels_floats(call->value_dim, call->key_dim));
@@ -69,7 +69,7 @@ static link link_at(float **scratch, const gla_call *call)
     return found;
 }
 
-static partial partial_at(float **scratch, const gla_call *call)
+static partial partial_at(arena *scratch, const gla_call *call)
 {
     partial found;
     found.gate = (double *)take(scratch, 2);
@@ -78,44 +78,45 @@ static partial partial_at(float **scratch, const gla_call *call)
     return found;
 }
 
-static pass pass_at(const gla_call *call, float *scratch, float **end)
+static pass pass_at(const gla_call *call, arena *scratch)
 {
-    float *worker = NULL, *link_end = NULL, *partial_end = NULL;
+    arena worker = {0}, one_link = {0}, one_partial = {0};
     workspace_at(&worker, call);
-    link_at(&link_end, call);
-    partial_at(&partial_end, call);
-    pass p = {.call = call, .scratch_floats = worker - (float *)NULL, .link_floats = link_end - (float *)NULL,
-              .partial_floats = partial_end - (float *)NULL};
+    link_at(&one_link, call);
+    partial_at(&one_partial, call);
+    pass p = {.call = call, .scratch_floats = worker.floats, .link_floats = one_link.floats,
+              .partial_floats = one_partial.floats};
     int64_t parts = call->sequences * call->heads * call->segments;
-    p.scratch = take(&scratch, call->threads * p.scratch_floats);
-    p.links = take(&scratch, call->segments > 1 ? parts * p.link_floats : 0);
-    p.partials = take(&scratch, parts * p.partial_floats);
-    *end = scratch;
+    p.scratch = take(scratch, call->threads * p.scratch_floats);
+    p.links = take(scratch, call->segments > 1 ? parts * p.link_floats : 0);
+    p.partials = take(scratch, parts * p.partial_floats);
     return p;
 }
 
 int64_t GLA_NAME(backward_workspace)(const gla_call *call)
 {
-    float *end;
-    pass_at(call, NULL, &end);
-    return end - (float *)NULL;
+    arena measured = {0};
+    pass_at(call, &measured);
+    return measured.floats;
 }
 
 static link link_of(const pass *p, const task *t, int64_t segment)
 {
-    float *at = p->links + ((t->s.index * p->call->heads + t->head) * p->call->segments + segment) * p->link_floats;
+    int64_t index = (t->s.index * p->call->heads + t->head) * p->call->segments + segment;
+    arena at = {p->links + index * p->link_floats, 0};
     return link_at(&at, p->call);
 }
 
 static partial partial_of(const pass *p, int64_t n, int64_t head, int64_t segment)
 {
-    float *at = p->partials + ((n * p->call->heads + head) * p->call->segments + segment) * p->partial_floats;
+    int64_t index = (n * p->call->heads + head) * p->call->segments + segment;
+    arena at = {p->partials + index * p->partial_floats, 0};
     return partial_at(&at, p->call);
 }
 
 static workspace begin(const pass *p, int64_t worker)
 {
-    float *scratch = p->scratch + worker * p->scratch_floats;
+    arena scratch = {p->scratch + worker * p->scratch_floats, 0};
     return workspace_at(&scratch, p->call);
 }
 
@@ -418,8 +419,8 @@ static void add_partials(const void *data, int64_t head, int64_t worker)
 
 void GLA_NAME(backward)(const gla_call *call, float *scratch)
 {
-    float *end;
-    pass p = pass_at(call, scratch, &end);
+    arena whole = {scratch, 0};
+    pass p = pass_at(call, &whole);
     int64_t heads = call->sequences * call->heads;
     if (call->segments > 1) {
         gla_run(heads * (call->segments - 1), call->threads, summarize_segment, &p);

@@ -6,6 +6,7 @@
 #ifndef GLA_CHUNK_H
 #define GLA_CHUNK_H
 
+#include "arena.h"
 #include "exponential.h"
 #include "fetch.h"
 #include "panels.h"
@@ -40,18 +41,8 @@ typedef struct {
     float *scores;      /* [16][16], lower triangle */
 } chunk;
 
-/* Take an array from scratch. The gap keeps the same rows of two arrays from lying a multiple of 4096 bytes apart, where
- * a processor takes a load for one that must wait for an earlier store. */
-GLA_INLINE float *take(float **scratch, int64_t floats)
-{
-    enum { GAP = 9 * 16 };
-    float *taken = *scratch;
-    *scratch += gla_round_up(floats, 16) + GAP;
-    return taken;
-}
-
-/* Lay a chunk out in scratch; with scratch at NULL, measure it. */
-static chunk chunk_at(float **scratch, const gla_call *call, int64_t value_dim)
+/* Lay a chunk out in scratch. */
+static chunk chunk_at(arena *scratch, const gla_call *call, int64_t value_dim)
 {
     chunk c = {.ahead = GLA_CHUNK, .key_dim = call->key_dim, .value_dim = value_dim};
     c.keys = gla_round_up(c.key_dim, GLA_PANEL);

@@ -1,5 +1,6 @@
 /* Decoding: the recurrence itself, token by token, on states that are updated in place. A task is one (sequence, head).
  */
+#include "arena.h"
 #include "exponential.h"
 #include "rows.h"
 #include "threads.h"
@@ -17,20 +18,13 @@ typedef struct {
     int64_t keys, values;     /* K and V, padded */
 } workspace;
 
-static float *take(float **scratch, int64_t floats)
-{
-    float *taken = *scratch;
-    *scratch += gla_round_up(floats, 16);
-    return taken;
-}
-
 /* Rows of float32 numbers in order are updated where they are, if they end where the padded ones would. */
 static bool in_place(const gla_decode_call *call)
 {
     return call->state.dtype == GLA_FLOAT32 && call->state.stride[3] == 1 && call->value_dim % 16 == 0;
 }
 
-static workspace workspace_at(float **scratch, const gla_decode_call *call)
+static workspace workspace_at(arena *scratch, const gla_decode_call *call)
 {
     workspace w = {.keys = gla_round_up(call->key_dim, 16), .values = gla_round_up(call->value_dim, 16)};
     w.q = take(scratch, w.keys);
@@ -45,9 +39,9 @@ static workspace workspace_at(float **scratch, const gla_decode_call *call)
 
 static int64_t workspace_floats(const gla_decode_call *call)
 {
-    float *end = NULL;
-    workspace_at(&end, call);
-    return end - (float *)NULL;
+    arena measured = {0};
+    workspace_at(&measured, call);
+    return measured.floats;
 }
 
 int64_t GLA_NAME(decode_workspace)(const gla_decode_call *call) { return call->threads * workspace_floats(call); }
@@ -110,7 +104,7 @@ static void decode_sequence(const void *data, int64_t index, int64_t worker)
 {
     const pass *p = data;
     const gla_decode_call *call = p->call;
-    float *scratch = p->scratch + worker * p->scratch_floats;
+    arena scratch = {p->scratch + worker * p->scratch_floats, 0};
     workspace w = workspace_at(&scratch, call);
     int64_t head = index % call->heads, row = index / call->heads, slot = row;
     const gla_tensor *s = &call->slots, *o = &call->out;

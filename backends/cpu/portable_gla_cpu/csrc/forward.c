@@ -40,7 +40,7 @@ static int64_t tile_width(const gla_call *call)
     return (panels + call->value_tiles - 1) / call->value_tiles * GLA_PANEL;
 }
 
-static workspace workspace_at(float **scratch, const gla_call *call)
+static workspace workspace_at(arena *scratch, const gla_call *call)
 {
     int64_t width = gla_min(tile_width(call), call->value_dim);
     workspace w = {.c = chunk_at(scratch, call, width)};
@@ -50,7 +50,7 @@ static workspace workspace_at(float **scratch, const gla_call *call)
     return w;
 }
 
-static link link_at(float **scratch, const gla_call *call)
+static link link_at(arena *scratch, const gla_call *call)
 {
     link found;
     found.state = take(scratch, panels_floats(call->key_dim, call->value_dim));
@@ -61,16 +61,16 @@ static link link_at(float **scratch, const gla_call *call)
 
 static int64_t workspace_floats(const gla_call *call)
 {
-    float *end = NULL;
-    workspace_at(&end, call);
-    return end - (float *)NULL;
+    arena measured = {0};
+    workspace_at(&measured, call);
+    return measured.floats;
 }
 
 static int64_t link_floats(const gla_call *call)
 {
-    float *end = NULL;
-    link_at(&end, call);
-    return end - (float *)NULL;
+    arena measured = {0};
+    link_at(&measured, call);
+    return measured.floats;
 }
 
 int64_t GLA_NAME(forward_workspace)(const gla_call *call)
@@ -96,7 +96,7 @@ static task task_at(const gla_call *call, int64_t index, int64_t segments)
 
 static workspace begin(const pass *p, const task *t, int64_t worker)
 {
-    float *scratch = p->scratch + worker * p->scratch_floats;
+    arena scratch = {p->scratch + worker * p->scratch_floats, 0};
     workspace w = workspace_at(&scratch, p->call);
     w.c.value_dim = t->value_dim;
     chunk_begin_head(&w.c, p->call, t->head);
@@ -106,7 +106,7 @@ static workspace begin(const pass *p, const task *t, int64_t worker)
 static link link_of(const pass *p, const task *t, int64_t segment)
 {
     int64_t index = (t->s.index * p->call->heads + t->head) * p->call->segments + segment;
-    float *at = p->links + index * link_floats(p->call);
+    arena at = {p->links + index * link_floats(p->call), 0};
     link found = link_at(&at, p->call);
     found.state += t->value / GLA_PANEL * panel_floats(p->call->key_dim);
     return found;

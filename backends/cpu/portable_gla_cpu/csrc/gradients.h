@@ -30,7 +30,7 @@ typedef struct {
     float *dv_tokens;        /* [V][16] */
 } gradients;
 
-static gradients gradients_at(float **scratch, const chunk *c)
+static gradients gradients_at(arena *scratch, const chunk *c)
 {
     gradients d;
     int64_t keys = GLA_CHUNK * c->keys, values = GLA_CHUNK * c->values;
@@ -150,8 +150,8 @@ GLA_INLINE void pair_gradients(const chunk *c, const gradients *d, int shift)
     }
 }
 
-/* Add the state's part to dq, dk and dg, and drop them: a gate is crossed by what later tokens read of the state before the chunk, by
- * what earlier ones give to the state after it, and by the state itself. */
+/* Add the state's part to dq, dk and dg, and drop the lift. A gate is crossed by what later tokens read of the state
+ * before the chunk, by what earlier ones give to the state after it, and by the state itself. */
 static void join_gradients(const chunk *c, const gradients *d, float scale)
 {
     const vec lift = vec_splat(d->lift * DROP), drop = vec_splat(1.0f / d->lift);
