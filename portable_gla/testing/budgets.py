@@ -26,10 +26,10 @@ terms that were summed. Two things keep this fair and sharp:
   of a gate of -60 is made of terms that all carry exp(-60), and has to be right relative to itself. Where no term
   exists (dg at the first token of a sequence without a state) the budget is zero but for underflow.
 
-Underflow: a backend may flush what falls under the smallest normal float32 to zero, as hardware does, in the middle of a
-product too. So numbers end at 64 times that, 7.5e-37: no budget is below it, and in ``terms`` decays, v and do are
-clamped from below at values that u brings to it. Then a flushed decay, and a flushed state or adjoint state at any token
-(whose loss later growth may magnify), lie within the budget.
+Underflow: a backend may flush what falls under the smallest normal float32 to zero, as hardware does, in the middle of
+a product too. So numbers end at 64 times that, 7.5e-37: no budget is below it, and in ``terms`` decays, v and do are
+clamped from below at values that u brings to it. Then a flushed decay, and a flushed state or adjoint state at any
+token (whose loss later growth may magnify), lie within the budget.
 
 A result is held to its budget at three levels: the RMS over the whole tensor, the RMS over every row (the last
 dimension: a token's channels, a row of a state), and every single element, with the factors of ``FACTORS``. At the

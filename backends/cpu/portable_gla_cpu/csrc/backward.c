@@ -38,9 +38,9 @@ typedef struct {
 } pass;
 
 typedef struct {
-    sequence s;
+    stream at;
+    int64_t segment;
     range tokens;
-    int64_t head, segment;
 } task;
 
 static bool shares_initial_state(const gla_call *call)
@@ -102,7 +102,7 @@ int64_t GLA_NAME(backward_workspace)(const gla_call *call)
 
 static link link_of(const pass *p, const task *t, int64_t segment)
 {
-    int64_t index = (t->s.index * p->call->heads + t->head) * p->call->segments + segment;
+    int64_t index = (t->at.s.index * p->call->heads + t->at.head) * p->call->segments + segment;
     arena at = {p->links + index * p->link_floats, 0};
     return link_at(&at, p->call);
 }
@@ -120,15 +120,14 @@ static workspace begin(const pass *p, int64_t worker)
     return workspace_at(&scratch, p->call);
 }
 
-static matrix state_matrix(const gla_tensor *x, int64_t n, const task *t, const gla_call *call)
+static matrix state_matrix(const gla_tensor *x, int64_t n, const stream *at)
 {
-    return state_of(x, n, t->head, call->key_dim, call->value_dim);
+    return state_of(x, n, at->head, at->call->key_dim, at->call->value_dim);
 }
 
-static void load_state_or_zero(float *panels, const workspace *w, const gla_tensor *x, const task *t,
-                               const gla_call *call)
+static void load_state_or_zero(float *panels, const workspace *w, const gla_tensor *x, const stream *at)
 {
-    if (x->data) panels_load_transposed(panels, state_matrix(x, t->s.index, t, call));
+    if (x->data) panels_load_transposed(panels, state_matrix(x, at->s.index, at));
     else memset(panels, 0, w->floats * sizeof *panels);
 }
 
@@ -144,33 +143,37 @@ static void update(workspace *w, float *to, const float *from, const float *rows
 }
 
 /* The state after `count` tokens from that before them. */
-static void advance(workspace *w, const gla_call *call, const task *t, int64_t first, int count, float *to,
-                    const float *from)
+static void advance(workspace *w, const stream *at, int64_t first, int count, float *to, const float *from)
 {
     chunk *c = &w->c;
     c->ahead = GLA_CHUNK;
-    chunk_load_decays(c, call, &t->s, t->head, first, count);
+    chunk_load_decays(c, at, first, count);
     if (c->overflows && count > 1) {
-        for (int i = 0; i < count; i++) advance(w, call, t, first + i, 1, to, i ? to : from);
+        for (int i = 0; i < count; i++) advance(w, at, first + i, 1, to, i ? to : from);
         return;
     }
-    chunk_load_keys(c, call, &t->s, t->head, first, 0);
+    chunk_load_keys(c, at, 0);
     chunk_decay_keys(c, NULL, NULL);
     update(w, to, from, c->v, c->k_decayed);
 }
 
+static void load_output_gradients(workspace *w, const stream *at)
+{
+    chunk_load_rows(&w->c, w->d.do_, at, &at->call->do_, 0, w->c.value_dim);
+}
+
 /* The gradient of the state before `count` tokens from that after them, in w->dstate. */
-static void retreat(workspace *w, const gla_call *call, const task *t, int64_t first, int count, link *into)
+static void retreat(workspace *w, const stream *at, int64_t first, int count, link *into)
 {
     chunk *c = &w->c;
     c->ahead = -GLA_CHUNK;
-    chunk_load_decays(c, call, &t->s, t->head, first, count);
+    chunk_load_decays(c, at, first, count);
     if (c->overflows && count > 1) {
-        for (int i = count - 1; i >= 0; i--) retreat(w, call, t, first + i, 1, into);
+        for (int i = count - 1; i >= 0; i--) retreat(w, at, first + i, 1, into);
         return;
     }
-    chunk_load_queries(c, call, &t->s, t->head, first);
-    load_tokens(c, w->d.do_, &call->do_, call, &t->s, t->head, first, 0, c->value_dim);
+    chunk_load_queries(c, at);
+    load_output_gradients(w, at);
     bool detached = chunk_is_detached(c);
     if (detached) chunk_detach_gate(c);
     chunk_decay_queries(c, NULL);
@@ -182,18 +185,20 @@ static void retreat(workspace *w, const gla_call *call, const task *t, int64_t f
     }
 }
 
-static void retreat_range(workspace *w, const gla_call *call, const task *t, range tokens, link *into)
+static void retreat_range(workspace *w, const stream *at, range tokens, link *into)
 {
-    int64_t first = tokens.first + (tokens.last - tokens.first - 1) / GLA_CHUNK * GLA_CHUNK;
-    if (tokens.first == tokens.last) return;
-    for (int64_t i = first; i >= tokens.first; i -= GLA_CHUNK)
-        retreat(w, call, t, i, (int)chunk_count(i, tokens.last), into);
+    int64_t chunks = (tokens.last - tokens.first + GLA_CHUNK - 1) / GLA_CHUNK;
+    while (chunks-- > 0) {
+        int64_t i = tokens.first + chunks * GLA_CHUNK;
+        retreat(w, at, i, (int)chunk_count(i, tokens.last), into);
+    }
 }
 
-static task head_task(const gla_call *call, int64_t index, int64_t segments)
+static task task_at(const gla_call *call, int64_t index, int64_t segments)
 {
-    task t = {.segment = index % segments, .head = index / segments % call->heads};
-    t.s = sequence_at(call, index / segments / call->heads);
+    task t = {.segment = index % segments};
+    index /= segments;
+    t.at = (stream){call, sequence_at(call, index / call->heads), index % call->heads};
     return t;
 }
 
@@ -202,15 +207,15 @@ static void summarize_segment(const void *data, int64_t index, int64_t worker)
 {
     const pass *p = data;
     const gla_call *call = p->call;
-    task t = head_task(call, index, call->segments - 1);
+    task t = task_at(call, index, call->segments - 1);
     t.segment++;
     workspace w = begin(p, worker);
     link own = link_of(p, &t, t.segment);
-    chunk_begin_head(&w.c, call, t.head);
+    chunk_begin_stream(&w.c, &t.at);
     *own.growth = 0.0f;
     for (ptrdiff_t n = 0; n < w.c.keys; n++) own.decay[n] = 1.0f;
     memset(w.dstate, 0, w.floats * sizeof *w.dstate);
-    retreat_range(&w, call, &t, segment_at(call, &t.s, t.segment), &own);
+    retreat_range(&w, &t.at, segment_at(call, &t.at.s, t.segment), &own);
     memcpy(own.dstate, w.dstate, w.floats * sizeof *w.dstate);
 }
 
@@ -219,36 +224,21 @@ static void scan_segments(const void *data, int64_t index, int64_t worker)
 {
     const pass *p = data;
     const gla_call *call = p->call;
-    task t = head_task(call, index, 1);
+    task t = task_at(call, index, 1);
     workspace w = begin(p, worker);
-    chunk_begin_head(&w.c, call, t.head);
-    load_state_or_zero(w.dstate, &w, &call->dfinal_state, &t, call);
+    chunk_begin_stream(&w.c, &t.at);
+    load_state_or_zero(w.dstate, &w, &call->dfinal_state, &t.at);
     for (int64_t segment = call->segments - 1; segment >= 0; segment--) {
         link own = link_of(p, &t, segment);
         if (segment) memcpy(w.decayed, own.dstate, w.floats * sizeof *w.dstate);
         memcpy(own.dstate, w.dstate, w.floats * sizeof *w.dstate);
         if (!segment) break;
         if (*own.growth > GROWTH) {
-            retreat_range(&w, call, &t, segment_at(call, &t.s, segment), NULL);
+            retreat_range(&w, &t.at, segment_at(call, &t.at.s, segment), NULL);
             continue;
         }
         panels_decay(w.dstate, w.decayed, own.decay, false, w.c.value_dim, w.c.key_dim);
     }
-}
-
-/* Whether `head` adds to what another output head has stored before. */
-static bool adds(const gla_tensor *x, const gla_call *call, int64_t head)
-{
-    return head % (call->heads / x->heads) != 0;
-}
-
-static void fetch_gradients(workspace *w, const gla_call *call, const task *t, int64_t first)
-{
-    chunk *c = &w->c;
-    fetch_tokens(c, &call->dq, call, &t->s, t->head, first, 0, c->key_dim);
-    fetch_tokens(c, &call->dk, call, &t->s, t->head, first, 0, c->key_dim);
-    fetch_tokens(c, &call->dv, call, &t->s, t->head, first, 0, c->value_dim);
-    if (call->gate == GLA_GATE_CHANNEL) fetch_tokens(c, &call->dg, call, &t->s, t->head, first, 0, c->key_dim);
 }
 
 /* The sum over the channels of one token's dg. */
@@ -261,29 +251,38 @@ static float sum_channels(const chunk *c, const float *row)
     return fold_one(sum);
 }
 
-static void store_gradient(const workspace *w, const float *rows, const gla_tensor *x, const gla_call *call,
-                           const task *t, int64_t first, int64_t columns)
+/* Store a gradient's rows, or add them to what an output head that shares them has stored before. */
+static void store_gradient(const chunk *c, const stream *at, const gla_tensor *x, const float *rows, int64_t columns)
 {
-    store_tokens(&w->c, rows, x, call, &t->s, t->head, first, 0, columns, adds(x, call, t->head));
+    bool shared = at->head % (at->call->heads / x->heads) != 0;
+    store_tokens(rows_of(at, x, c->first, c->count, 0, columns), rows, shared);
 }
 
-static void store_gradients(const workspace *w, const gla_call *call, const task *t, int64_t first, partial *sums)
+static void store_gradients(const workspace *w, const stream *at, partial *sums)
 {
+    const gla_call *call = at->call;
     const chunk *c = &w->c;
     const gradients *d = &w->d;
-    store_gradient(w, d->dq, &call->dq, call, t, first, c->key_dim);
-    store_gradient(w, d->dk, &call->dk, call, t, first, c->key_dim);
-    store_gradient(w, d->dv, &call->dv, call, t, first, c->value_dim);
+    store_gradient(c, at, &call->dq, d->dq, c->key_dim);
+    store_gradient(c, at, &call->dk, d->dk, c->key_dim);
+    store_gradient(c, at, &call->dv, d->dv, c->value_dim);
     if (call->gate == GLA_GATE_CHANNEL) {
-        store_gradient(w, d->dg, &call->dg, call, t, first, c->key_dim);
+        store_gradient(c, at, &call->dg, d->dg, c->key_dim);
     } else if (call->gate != GLA_GATE_NONE) {
         for (int i = c->count - 1; i >= 0; i--) { /* into the first channel */
             float sum = sum_channels(c, d->dg + i * GLA_PANEL);
             d->dg[i * GLA_PANEL] = sum;
             *sums->gate += sum;
         }
-        if (call->gate == GLA_GATE_HEAD) store_gradient(w, d->dg, &call->dg, call, t, first, 1);
+        if (call->gate == GLA_GATE_HEAD) store_gradient(c, at, &call->dg, d->dg, 1);
     }
+}
+
+static void fetch_gradients(chunk *c, const stream *at)
+{
+    const gla_tensor *all[] = {&at->call->dq, &at->call->dk, &at->call->dv, &at->call->dg};
+    for (int i = 0; i < (at->call->gate == GLA_GATE_CHANNEL ? 4 : 3); i++)
+        fetch_tokens(&c->fetch, rows_of(at, all[i], c->first, c->count, 0, i == 2 ? c->value_dim : c->key_dim));
 }
 
 /* chunk_gradients for a token whose gate is detached. */
@@ -301,68 +300,72 @@ static void detached_gradients(workspace *w, const float *state, float scale)
 }
 
 /* All gradients of `count` tokens, from the state before them and w->dstate, which moves to their start. */
-static void backward_tokens(workspace *w, const gla_call *call, const task *t, int64_t first, int count,
-                            const float *state, partial *sums)
+static void backward_tokens(workspace *w, const stream *at, int64_t first, int count, const float *state,
+                            partial *sums)
 {
     chunk *c = &w->c;
     c->ahead = -GLA_CHUNK;
-    chunk_load_decays(c, call, &t->s, t->head, first, count);
+    chunk_load_decays(c, at, first, count);
     if (c->overflows && count > 1) {
         memcpy(w->tokens, state, w->floats * sizeof *state);
         for (int i = 1; i < count; i++)
-            advance(w, call, t, first + i - 1, 1, w->tokens + i * w->floats, w->tokens + (i - 1) * w->floats);
-        for (int i = count - 1; i >= 0; i--)
-            backward_tokens(w, call, t, first + i, 1, w->tokens + i * w->floats, sums);
+            advance(w, at, first + i - 1, 1, w->tokens + i * w->floats, w->tokens + (i - 1) * w->floats);
+        for (int i = count - 1; i >= 0; i--) backward_tokens(w, at, first + i, 1, w->tokens + i * w->floats, sums);
         return;
     }
-    chunk_load_keys(c, call, &t->s, t->head, first, 0);
-    chunk_load_queries(c, call, &t->s, t->head, first);
-    load_tokens(c, w->d.do_, &call->do_, call, &t->s, t->head, first, 0, c->value_dim);
-    fetch_gradients(w, call, t, first);
-    if (chunk_is_detached(c)) detached_gradients(w, state, (float)call->scale);
-    else chunk_gradients(c, &w->d, state, w->dstate, (float)call->scale);
+    chunk_load_keys(c, at, 0);
+    chunk_load_queries(c, at);
+    load_output_gradients(w, at);
+    fetch_gradients(c, at);
+    if (chunk_is_detached(c)) detached_gradients(w, state, (float)at->call->scale);
+    else chunk_gradients(c, &w->d, state, w->dstate, (float)at->call->scale);
     fetch_rest(&c->fetch);
-    store_gradients(w, call, t, first, sums);
+    store_gradients(w, at, sums);
 }
 
 /* Walk back from the end of `tokens` to `tokens.first`, both within one interval of saved states. */
-static void backward_interval(workspace *w, const gla_call *call, const task *t, range tokens, partial *sums)
+static void backward_interval(workspace *w, const stream *at, range tokens, partial *sums)
 {
+    const gla_call *call = at->call;
     int64_t saved = tokens.first / call->interval * call->interval, count = 0;
     float *state = w->states;
-    if (saved == 0) load_state_or_zero(state, w, &call->initial_state, t, call);
-    else panels_load_transposed(state, state_matrix(&call->residual, t->s.slot + saved / call->interval - 1, t, call));
-    for (int64_t i = saved; i < tokens.first; i += GLA_CHUNK) advance(w, call, t, i, GLA_CHUNK, state, state);
+    if (saved == 0) load_state_or_zero(state, w, &call->initial_state, at);
+    else panels_load_transposed(state, state_matrix(&call->residual, at->s.slot + saved / call->interval - 1, at));
+    for (int64_t i = saved; i < tokens.first; i += GLA_CHUNK) advance(w, at, i, GLA_CHUNK, state, state);
     for (int64_t i = tokens.first; i + GLA_CHUNK < tokens.last; i += GLA_CHUNK, count++)
-        advance(w, call, t, i, GLA_CHUNK, state + (count + 1) * w->floats, state + count * w->floats);
+        advance(w, at, i, GLA_CHUNK, state + (count + 1) * w->floats, state + count * w->floats);
     for (; count >= 0; count--) {
         int64_t i = tokens.first + count * GLA_CHUNK;
-        backward_tokens(w, call, t, i, (int)chunk_count(i, tokens.last), state + count * w->floats, sums);
+        backward_tokens(w, at, i, (int)chunk_count(i, tokens.last), state + count * w->floats, sums);
     }
+}
+
+static void store_initial_state_gradient(const workspace *w, const stream *at, const partial *sums)
+{
+    const gla_call *call = at->call;
+    gla_tensor own = {(char *)sums->dstate, GLA_FLOAT32, 0, {0, 0, call->value_dim, 1}};
+    if (shares_initial_state(call))
+        panels_store_transposed(state_of(&own, 0, 0, call->key_dim, call->value_dim), w->dstate);
+    else
+        panels_store_transposed(state_matrix(&call->dinitial_state, at->s.index, at), w->dstate);
 }
 
 static void backward_head(workspace *w, const pass *p, const task *t)
 {
     const gla_call *call = p->call;
-    partial sums = partial_of(p, t->s.index, t->head, t->segment);
+    partial sums = partial_of(p, t->at.s.index, t->at.head, t->segment);
     float *dbonus = w->d.dbonus;
-    chunk_begin_head(&w->c, call, t->head);
+    chunk_begin_stream(&w->c, &t->at);
     *sums.gate = 0.0;
     memset(dbonus, 0, w->c.keys * sizeof *dbonus);
-    if (call->segments > 1)
-        memcpy(w->dstate, link_of(p, t, t->segment).dstate, w->floats * sizeof *w->dstate);
-    else
-        load_state_or_zero(w->dstate, w, &call->dfinal_state, t, call);
+    if (call->segments > 1) memcpy(w->dstate, link_of(p, t, t->segment).dstate, w->floats * sizeof *w->dstate);
+    else load_state_or_zero(w->dstate, w, &call->dfinal_state, &t->at);
     for (int64_t last = t->tokens.last, first; last > t->tokens.first; last = first) {
         first = gla_max((last - 1) / call->interval * call->interval, t->tokens.first);
-        backward_interval(w, call, t, (range){first, last}, &sums);
+        backward_interval(w, &t->at, (range){first, last}, &sums);
     }
     if (call->bonus.data) memcpy(sums.dbonus, dbonus, call->key_dim * sizeof *dbonus);
-    if (t->segment || !call->dinitial_state.data) return;
-    matrix dinitial = state_matrix(&call->dinitial_state, t->s.index, t, call);
-    gla_tensor own = {(char *)sums.dstate, GLA_FLOAT32, 0, {0, 0, call->value_dim, 1}};
-    if (shares_initial_state(call)) dinitial = state_of(&own, 0, 0, call->key_dim, call->value_dim);
-    panels_store_transposed(dinitial, w->dstate);
+    if (t->segment == 0 && call->dinitial_state.data) store_initial_state_gradient(w, &t->at, &sums);
 }
 
 /* The number of groups of output heads such that no tensor's head is read from two of them. */
@@ -385,10 +388,10 @@ static void backward_group(const void *data, int64_t index, int64_t worker)
     int64_t groups = closed_groups(call), heads = call->heads / groups;
     task t = {.segment = index % call->segments};
     index /= call->segments;
-    t.s = sequence_at(call, index / groups);
-    t.tokens = segment_at(call, &t.s, t.segment);
+    t.at = (stream){call, sequence_at(call, index / groups), 0};
+    t.tokens = segment_at(call, &t.at.s, t.segment);
     for (int64_t i = 0; i < heads; i++) {
-        t.head = index % groups * heads + i;
+        t.at.head = index % groups * heads + i;
         backward_head(&w, p, &t);
     }
 }

@@ -8,10 +8,7 @@
 
 #include "arena.h"
 #include "exponential.h"
-#include "fetch.h"
-#include "panels.h"
-#include "rows.h"
-#include "sequences.h"
+#include "tokens.h"
 
 enum { BLOCK = 4 };                /* tokens of a sub-block, see chunk_scores */
 static const float GROWTH = 20.0f; /* nats by which a channel may grow within a chunk, lest its products overflow */
@@ -22,6 +19,7 @@ static const float LIFT = 0x1p24f, DROP = 0x1p-24f;
 
 /* Matrices [16][K] and [16][V] are matrices of tokens (panels.h); rows from `count` on are zero, decays one. */
 typedef struct {
+    int64_t first; /* token of the sequence */
     int count;
     bool overflows; /* positive gates: products over the chunk may overflow where the recurrence does not */
     float growth;   /* at most this many nats in any channel */
@@ -64,78 +62,43 @@ static chunk chunk_at(arena *scratch, const gla_call *call, int64_t value_dim)
 }
 
 /* What does not vary along the sequence. */
-static inline void chunk_begin_head(chunk *c, const gla_call *call, int64_t head)
+static inline void chunk_begin_stream(chunk *c, const stream *at)
 {
-    if (c->bonus)
-        load_row(c->bonus, &call->bonus, head * call->bonus.stride[0], call->bonus.stride[1], c->key_dim,
-                 c->keys);
+    const gla_tensor *bonus = &at->call->bonus;
+    if (c->bonus) load_row(c->bonus, bonus, at->head * bonus->stride[0], bonus->stride[1], c->key_dim, c->keys);
 }
 
-/* Ask for the rows of c->count tokens from `first` on, to come while this chunk is computed. */
-static inline void fetch_tokens(chunk *c, const gla_tensor *x, const gla_call *call, const sequence *s, int64_t head,
-                                int64_t first, int64_t column, int64_t columns)
+/* Load columns of the chunk's rows, and ask for those of the chunk that comes next. */
+static inline void chunk_load_rows(chunk *c, float *out, const stream *at, const gla_tensor *x, int64_t column,
+                                   int64_t columns)
 {
-    if (first < 0 || first + c->count > s->length) return;
-    int64_t bytes = (x->stride[3] == 1 ? columns : 1) * item_size[x->dtype];
-    head = head * x->heads / call->heads;
-    for (int i = 0; i < c->count; i++)
-        fetch_row(&c->fetch, element(x, token_offset(x, s, first + i, head) + column * x->stride[3]), bytes);
-}
-
-/* Load the rows of c->count tokens from `first` on, columns from `column` on, and ask for those of the next chunk. */
-static inline void load_tokens(chunk *c, float *out, const gla_tensor *x, const gla_call *call, const sequence *s,
-                               int64_t head, int64_t first, int64_t column, int64_t columns)
-{
-    int64_t stride = x->stride[3], head_read = head * x->heads / call->heads;
-    for (int i = 0; i < c->count; i++) {
-        int64_t offset = token_offset(x, s, first + i, head_read) + column * stride;
-        for (int64_t n = 0; n < columns; n += GLA_PANEL)
-            load_row(out + column_of(n) + i * GLA_PANEL, x, offset + n * stride, stride,
-                     gla_min(GLA_PANEL, columns - n), GLA_PANEL);
-    }
-    if (c->count < GLA_CHUNK)
-        for (int64_t n = 0; n < columns; n += GLA_PANEL)
-            memset(out + column_of(n) + c->count * GLA_PANEL, 0,
-                   (GLA_CHUNK - c->count) * GLA_PANEL * sizeof *out);
-    fetch_tokens(c, x, call, s, head, first + c->ahead, column, columns);
-}
-
-/* Store them, or add them to what is there. */
-static inline void store_tokens(const chunk *c, const float *in, const gla_tensor *x, const gla_call *call,
-                                const sequence *s, int64_t head, int64_t first, int64_t column, int64_t columns,
-                                bool add)
-{
-    int64_t stride = x->stride[3];
-    head = head * x->heads / call->heads;
-    for (int i = 0; i < c->count; i++) {
-        int64_t offset = token_offset(x, s, first + i, head) + column * stride;
-        for (int64_t n = 0; n < columns; n += GLA_PANEL)
-            store_row(x, offset + n * stride, stride, in + column_of(n) + i * GLA_PANEL,
-                      gla_min(GLA_PANEL, columns - n), add);
-    }
+    int64_t next = c->first + c->ahead;
+    load_tokens(out, rows_of(at, x, c->first, c->count, column, columns));
+    if (next >= 0 && next + c->count <= at->s.length)
+        fetch_tokens(&c->fetch, rows_of(at, x, next, c->count, column, columns));
 }
 
 /* Decays of a gate that all channels share: one number per token. */
-static void load_shared_decays(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first)
+static inline void load_shared_decays(chunk *c, const stream *at)
 {
-    float gates[GLA_CHUNK] = {0}, sum = 0.0f;
-    const gla_tensor *g = &call->g;
-    if (call->gate != GLA_GATE_NONE) {
-        head = head * g->heads / call->heads;
+    float gates[GLA_CHUNK] = {0};
+    const gla_tensor *g = &at->call->g;
+    c->growth = 0.0f;
+    if (at->call->gate != GLA_GATE_NONE) {
+        token_rows rows = rows_of(at, g, c->first, c->count, 0, 1);
         for (int i = 0; i < c->count; i++) {
-            gates[i] = load_one(element(g, token_offset(g, s, first + i, head)), g->dtype);
-            if (gates[i] > 0.0f) sum += gates[i];
+            gates[i] = load_one(element(g, rows.offset + i * rows.token_step), g->dtype);
+            if (gates[i] > 0.0f) c->growth += gates[i];
         }
     }
     for (int i = 0; i < GLA_CHUNK; i += LANES) vec_store(gates + i, vec_exp(vec_load(gates + i)));
     for (ptrdiff_t n = 0; n < c->keys; n += LANES)
         for (int i = 0; i < GLA_CHUNK; i++) vec_store(c->e + column_of(n) + i * GLA_PANEL, vec_splat(gates[i]));
-    c->growth = sum;
 }
 
-static void load_channel_decays(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first)
+static inline void load_channel_decays(chunk *c, const stream *at)
 {
-    load_tokens(c, c->e, &call->g, call, s, head, first, 0, c->key_dim);
+    chunk_load_rows(c, c->e, at, &at->call->g, 0, c->key_dim);
     vec most = vec_zero();
     for (ptrdiff_t n = 0; n < c->keys; n += LANES) {
         vec sum = vec_zero();
@@ -152,29 +115,28 @@ static void load_channel_decays(chunk *c, const gla_call *call, const sequence *
         if (most[lane] > c->growth) c->growth = most[lane];
 }
 
-/* Load the decays of `count` tokens from `first` on: the first step of every chunk. */
-static inline void chunk_load_decays(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first,
-                              int count)
+/* Begin a chunk of `count` tokens from `first` on, with its decays. */
+static inline void chunk_load_decays(chunk *c, const stream *at, int64_t first, int count)
 {
+    c->first = first;
     c->count = count;
-    if (call->gate == GLA_GATE_CHANNEL) load_channel_decays(c, call, s, head, first);
-    else load_shared_decays(c, call, s, head, first);
+    if (at->call->gate == GLA_GATE_CHANNEL) load_channel_decays(c, at);
+    else load_shared_decays(c, at);
     c->overflows = c->growth > GROWTH;
 }
 
 /* Load k, and v's columns from `value` on: what the state takes in. */
-static inline void chunk_load_keys(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first,
-                            int64_t value)
+static inline void chunk_load_keys(chunk *c, const stream *at, int64_t value)
 {
-    load_tokens(c, c->k, &call->k, call, s, head, first, 0, c->key_dim);
-    load_tokens(c, c->v, &call->v, call, s, head, first, value, c->value_dim);
+    chunk_load_rows(c, c->k, at, &at->call->k, 0, c->key_dim);
+    chunk_load_rows(c, c->v, at, &at->call->v, value, c->value_dim);
 }
 
 /* Load q, times the scale: what reads the state. */
-static inline void chunk_load_queries(chunk *c, const gla_call *call, const sequence *s, int64_t head, int64_t first)
+static inline void chunk_load_queries(chunk *c, const stream *at)
 {
-    load_tokens(c, c->q, &call->q, call, s, head, first, 0, c->key_dim);
-    vec scale = vec_splat((float)call->scale);
+    chunk_load_rows(c, c->q, at, &at->call->q, 0, c->key_dim);
+    vec scale = vec_splat((float)at->call->scale);
     for (ptrdiff_t n = 0; n < GLA_CHUNK * c->keys; n += LANES) vec_store(c->q + n, vec_load(c->q + n) * scale);
 }
 

@@ -28,9 +28,9 @@ typedef struct {
 } pass;
 
 typedef struct {
-    sequence s;
+    stream at;
+    int64_t segment;
     range tokens;
-    int64_t head, segment;
     int64_t value, value_dim; /* the tile's first column and its width */
 } task;
 
@@ -88,9 +88,8 @@ static task task_at(const gla_call *call, int64_t index, int64_t segments)
     index /= call->value_tiles;
     t.segment = index % segments;
     index /= segments;
-    t.head = index % call->heads;
-    t.s = sequence_at(call, index / call->heads);
-    t.tokens = segment_at(call, &t.s, t.segment);
+    t.at = (stream){call, sequence_at(call, index / call->heads), index % call->heads};
+    t.tokens = segment_at(call, &t.at.s, t.segment);
     return t;
 }
 
@@ -99,13 +98,13 @@ static workspace begin(const pass *p, const task *t, int64_t worker)
     arena scratch = {p->scratch + worker * p->scratch_floats, 0};
     workspace w = workspace_at(&scratch, p->call);
     w.c.value_dim = t->value_dim;
-    chunk_begin_head(&w.c, p->call, t->head);
+    chunk_begin_stream(&w.c, &t->at);
     return w;
 }
 
 static link link_of(const pass *p, const task *t, int64_t segment)
 {
-    int64_t index = (t->s.index * p->call->heads + t->head) * p->call->segments + segment;
+    int64_t index = (t->at.s.index * p->call->heads + t->at.head) * p->call->segments + segment;
     arena at = {p->links + index * link_floats(p->call), 0};
     link found = link_at(&at, p->call);
     found.state += t->value / GLA_PANEL * panel_floats(p->call->key_dim);
@@ -114,14 +113,17 @@ static link link_of(const pass *p, const task *t, int64_t segment)
 
 static int64_t state_floats(const workspace *w) { return panels_floats(w->c.key_dim, w->c.value_dim); }
 
-static matrix part_of(const gla_tensor *x, int64_t n, const task *t, const gla_call *call)
+/* The task's columns of state n of a tensor. */
+static matrix part_of(const gla_tensor *x, int64_t n, const task *t)
 {
-    return columns_of(state_of(x, n, t->head, call->key_dim, call->value_dim), t->value, t->value_dim);
+    const gla_call *call = t->at.call;
+    return columns_of(state_of(x, n, t->at.head, call->key_dim, call->value_dim), t->value, t->value_dim);
 }
 
-static void load_initial_state(workspace *w, const gla_call *call, const task *t)
+static void load_initial_state(workspace *w, const task *t)
 {
-    if (call->initial_state.data) panels_load(w->state, part_of(&call->initial_state, t->s.index, t, call));
+    const gla_tensor *initial = &t->at.call->initial_state;
+    if (initial->data) panels_load(w->state, part_of(initial, t->at.s.index, t));
     else memset(w->state, 0, state_floats(w) * sizeof *w->state);
 }
 
@@ -151,44 +153,47 @@ static void forward_chunk(workspace *w)
     }
 }
 
-static void forward_tokens(workspace *w, const gla_call *call, const task *t, int64_t first, int count)
+static void forward_tokens(workspace *w, const task *t, int64_t first, int count)
 {
-    chunk_load_decays(&w->c, call, &t->s, t->head, first, count);
-    if (w->c.overflows && count > 1) {
-        for (int i = 0; i < count; i++) forward_tokens(w, call, t, first + i, 1);
+    chunk *c = &w->c;
+    chunk_load_decays(c, &t->at, first, count);
+    if (c->overflows && count > 1) {
+        for (int i = 0; i < count; i++) forward_tokens(w, t, first + i, 1);
         return;
     }
-    chunk_load_keys(&w->c, call, &t->s, t->head, first, t->value);
-    chunk_load_queries(&w->c, call, &t->s, t->head, first);
-    fetch_tokens(&w->c, &call->o, call, &t->s, t->head, first, t->value, t->value_dim);
+    token_rows out = rows_of(&t->at, &t->at.call->o, first, count, t->value, t->value_dim);
+    chunk_load_keys(c, &t->at, t->value);
+    chunk_load_queries(c, &t->at);
+    fetch_tokens(&c->fetch, out);
     forward_chunk(w);
-    fetch_rest(&w->c.fetch);
-    store_tokens(&w->c, w->out, &call->o, call, &t->s, t->head, first, t->value, t->value_dim, false);
+    fetch_rest(&c->fetch);
+    store_tokens(out, w->out, false);
 }
 
 /* Only the state of `tokens`; where `into` is given, multiply its decay and add up its growth. */
-static void advance_tokens(workspace *w, const gla_call *call, const task *t, int64_t first, int count, link *into)
+static void advance_tokens(workspace *w, const task *t, int64_t first, int count, link *into)
 {
-    chunk_load_decays(&w->c, call, &t->s, t->head, first, count);
-    if (w->c.overflows && count > 1) {
-        for (int i = 0; i < count; i++) advance_tokens(w, call, t, first + i, 1, into);
+    chunk *c = &w->c;
+    chunk_load_decays(c, &t->at, first, count);
+    if (c->overflows && count > 1) {
+        for (int i = 0; i < count; i++) advance_tokens(w, t, first + i, 1, into);
         return;
     }
-    chunk_load_keys(&w->c, call, &t->s, t->head, first, t->value);
-    chunk_decay_keys(&w->c, NULL, NULL);
-    for (ptrdiff_t column = 0; column < w->c.value_dim; column += GLA_PANEL)
-        advance_panel(w->state + column / GLA_PANEL * panel_floats(w->c.key_dim), &w->c, column);
-    fetch_rest(&w->c.fetch);
+    chunk_load_keys(c, &t->at, t->value);
+    chunk_decay_keys(c, NULL, NULL);
+    for (ptrdiff_t column = 0; column < c->value_dim; column += GLA_PANEL)
+        advance_panel(w->state + column / GLA_PANEL * panel_floats(c->key_dim), c, column);
+    fetch_rest(&c->fetch);
     if (into) {
-        *into->growth += w->c.growth;
-        for (ptrdiff_t n = 0; n < w->c.keys; n++) into->decay[n] *= w->c.decay[n];
+        *into->growth += c->growth;
+        for (ptrdiff_t n = 0; n < c->keys; n++) into->decay[n] *= c->decay[n];
     }
 }
 
-static void advance_range(workspace *w, const gla_call *call, const task *t, range tokens, link *into)
+static void advance_range(workspace *w, const task *t, range tokens, link *into)
 {
     for (int64_t i = tokens.first; i < tokens.last; i += GLA_CHUNK)
-        advance_tokens(w, call, t, i, (int)chunk_count(i, tokens.last), into);
+        advance_tokens(w, t, i, (int)chunk_count(i, tokens.last), into);
 }
 
 /* First pass: a segment's end state from zero. Nobody needs the last segment's. */
@@ -205,7 +210,7 @@ static void summarize_segment(const void *data, int64_t index, int64_t worker)
         for (ptrdiff_t n = 0; n < w.c.keys; n++) own.decay[n] = 1.0f;
     }
     memset(w.state, 0, state_floats(&w) * sizeof *w.state);
-    advance_range(&w, call, &t, t.tokens, into);
+    advance_range(&w, &t, t.tokens, into);
     memcpy(own.state, w.state, state_floats(&w) * sizeof *w.state);
 }
 
@@ -218,7 +223,7 @@ static void scan_segments(const void *data, int64_t index, int64_t worker)
     if (t.value_dim <= 0) return;
     workspace w = begin(p, &t, worker);
     int64_t floats = state_floats(&w);
-    load_initial_state(&w, call, &t);
+    load_initial_state(&w, &t);
     for (int64_t segment = 0; segment < call->segments; segment++) {
         link own = link_of(p, &t, segment);
         bool last = segment == call->segments - 1;
@@ -226,7 +231,7 @@ static void scan_segments(const void *data, int64_t index, int64_t worker)
         memcpy(own.state, w.state, floats * sizeof *w.state);
         if (last) break;
         if (*own.growth > GROWTH) {
-            advance_range(&w, call, &t, segment_at(call, &t.s, segment), NULL);
+            advance_range(&w, &t, segment_at(call, &t.at.s, segment), NULL);
             continue;
         }
         panels_decay(w.state, w.another, own.decay, true, w.c.key_dim, w.c.value_dim);
@@ -241,14 +246,14 @@ static void forward_segment(const void *data, int64_t index, int64_t worker)
     if (t.value_dim <= 0) return;
     workspace w = begin(p, &t, worker);
     if (call->segments > 1) memcpy(w.state, link_of(p, &t, t.segment).state, state_floats(&w) * sizeof *w.state);
-    else load_initial_state(&w, call, &t);
+    else load_initial_state(&w, &t);
     for (int64_t i = t.tokens.first; i < t.tokens.last; i += GLA_CHUNK) {
         if (call->residual.data && i > 0 && i % call->interval == 0)
-            panels_store(part_of(&call->residual, t.s.slot + i / call->interval - 1, &t, call), w.state);
-        forward_tokens(&w, call, &t, i, (int)chunk_count(i, t.tokens.last));
+            panels_store(part_of(&call->residual, t.at.s.slot + i / call->interval - 1, &t), w.state);
+        forward_tokens(&w, &t, i, (int)chunk_count(i, t.tokens.last));
     }
     if (call->final_state.data && t.segment == call->segments - 1)
-        panels_store(part_of(&call->final_state, t.s.index, &t, call), w.state);
+        panels_store(part_of(&call->final_state, t.at.s.index, &t), w.state);
 }
 
 void GLA_NAME(forward)(const gla_call *call, float *scratch)

@@ -43,12 +43,6 @@ GLA_INLINE int64_t position(const sequence *s, int64_t i)
     return s->reverse ? s->start + s->length - 1 - i : s->start + i;
 }
 
-/* The offset of row i of a tensor [B, T, Hx, D], for output head `head`. */
-GLA_INLINE int64_t token_offset(const gla_tensor *x, const sequence *s, int64_t i, int64_t head)
-{
-    return s->row * x->stride[0] + position(s, i) * x->stride[1] + head * x->stride[2];
-}
-
 /* Tokens [first, last) of a segment. They follow from the sequence's own length and the number of segments alone, so
  * that a sequence's result does not depend on its neighbours. Long segments begin where a state is saved. */
 typedef struct {

@@ -10,22 +10,30 @@
 #include "rows.h"
 #include "sequences.h"
 
-/* Rows of a tensor for one head: of `count` tokens from `first` on as the recurrence meets them, some columns. */
+/* The tokens of one sequence as one output head sees them. */
+typedef struct {
+    const gla_call *call;
+    sequence s;
+    int64_t head;
+} stream;
+
+/* Some columns of a tensor's rows of `count` tokens, in the order in which the recurrence meets them. */
 typedef struct {
     const gla_tensor *x;
-    int64_t offset;      /* of the first token's first column */
-    int64_t token_step;  /* elements from one token to the next */
+    int64_t offset;     /* of the first token's first column */
+    int64_t token_step; /* elements from one token to the next */
     int64_t column_step;
     int64_t columns;
     int count;
 } token_rows;
 
-static inline token_rows rows_of(const gla_tensor *x, const gla_call *call, const sequence *s, int64_t head,
-                                 int64_t first, int count, int64_t column, int64_t columns)
+static inline token_rows rows_of(const stream *at, const gla_tensor *x, int64_t first, int count, int64_t column,
+                                 int64_t columns)
 {
-    int64_t own = head * x->heads / call->heads, step = s->reverse ? -x->stride[1] : x->stride[1];
-    int64_t start = s->row * x->stride[0] + position(s, first) * x->stride[1] + own * x->stride[2];
-    return (token_rows){x, start + column * x->stride[3], step, x->stride[3], columns, count};
+    int64_t head = at->head * x->heads / at->call->heads;
+    int64_t start = at->s.row * x->stride[0] + position(&at->s, first) * x->stride[1] + head * x->stride[2];
+    return (token_rows){x, start + column * x->stride[3], at->s.reverse ? -x->stride[1] : x->stride[1], x->stride[3],
+                        columns, count};
 }
 
 /* Whole panels of rows without gaps, the usual case. */
