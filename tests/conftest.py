@@ -34,13 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than 20 seconds")
 
 
-def pytest_report_header() -> str:
-    return f"seed: {os.environ[SEED]} (repeat with --seed {os.environ[SEED]})"
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if terminalreporter.stats.get("failed"):
-        terminalreporter.write_line(f"repeat these numbers with --seed {os.environ[SEED]}")
+    terminalreporter.write_line(f"seed {os.environ[SEED]}: repeat these numbers with --seed {os.environ[SEED]}")
 
 
 @pytest.fixture(scope="session")

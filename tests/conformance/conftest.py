@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[TARGETS], config.stash[ABSENT] = found, absent
 
 
-def pytest_report_header(config: pytest.Config) -> list[str]:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say on what the suite ran, and what was refused: at the end, where it is seen with ``-q`` too."""
+    refused = collections.Counter(
+        (target, note) for target, _, note in {
+            value for report in terminalreporter.stats.get("passed", []) for key, value in report.user_properties
+            if key == "refused"})
+    for line in described(config):
+        terminalreporter.write_line(line)
+    for (target, note), count in sorted(refused.items()):
+        terminalreporter.write_line(f"backend {target}: refused {count} cases, as it said: {note}")
+
+
+def described(config: pytest.Config) -> list[str]:
+    """Say where each backend is tested, or why it is not."""
     lines = []
     for target in config.stash[TARGETS]:
         where = "EMULATED on CPU tensors: no hardware for it here" if target.emulated else f"on {target.device}"

@@ -15,7 +15,7 @@ static const float GROWTH = 20.0f; /* nats by which a channel may grow within a 
 
 /* Products of decays pass below the smallest number sooner than what they multiply does; gradients should be right
  * however small. So products begin at LIFT, and DROP undoes it where the result can bear it: see gradients.h. */
-static const float LIFT = 0x1p24f, DROP = 0x1p-24f;
+static const float LIFT = 0x1p24f, HALF_LIFT = 0x1p12f, DROP = 0x1p-24f;
 
 /* Matrices [16][K] and [16][V] are matrices of tokens (panels.h); rows from `count` on are zero, decays one. */
 typedef struct {
