@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from portable_gla import devices, ops, planning, settings, validation
+from portable_gla.errors import KernelError
 from portable_gla.problem import Problem
 
 
@@ -77,6 +78,10 @@ def attention(
         A malformed call: the argument, what was expected, what came.
     UnsupportedProblem
         No backend serves the call; the message has every backend's reasons and a hint for each.
+    KernelError
+        The named backend's kernel could not be built or launched; with ``backend=None`` the next one serves.
+    torch.OutOfMemoryError
+        The device's memory is too small; the message has the plan, with what it needs.
 
     Notes
     -----
@@ -94,6 +99,7 @@ def attention(
     """
     if isinstance(q, Tensor) and ops.autocasting(q.device.type):
         q, k, v, g = _autocast(q, k, v, g)
+    found: planning.Plan | None = None
     if torch.compiler.is_compiling():
         handle, pins, save = _choose_while_tracing(
             q, k, v, g, scale, initial_state, output_final_state, cu_seqlens, reverse, bonus, layout, backend)
@@ -103,13 +109,26 @@ def attention(
             cu_seqlens=cu_seqlens, reverse=reverse, bonus=bonus, layout=layout, backend=backend)
         handle = planning.require(found)
         pins, save = ops.format_pins(found.problem.pins), found.problem.training
+    turned = (q, k, v, g)
     if layout == "BHTD":
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if g is not None and g.dim() > 1:
-            g = g.transpose(1, 2)
-    o, final_state, _ = ops.forward(
-        q, k, v, g, initial_state, bonus, cu_seqlens, q.shape[-1] ** -0.5 if scale is None else float(scale),
-        bool(reverse), bool(output_final_state), handle, pins, save)
+        turned = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+                  g.transpose(1, 2) if g is not None and g.dim() > 1 else g)
+    arguments = (*turned, initial_state, bonus, cu_seqlens, q.shape[-1] ** -0.5 if scale is None else float(scale),
+                 bool(reverse), bool(output_final_state), handle, pins, save)
+    if found is None:
+        o, final_state, _ = ops.forward(*arguments)
+    else:
+        try:
+            o, final_state, _ = ops.forward(*arguments)
+        except KernelError as error:
+            if backend is not None:
+                raise KernelError(f"{error}\n{found}") from error
+            planning.remember_failure(found, error)  # a reason against this backend from now on: another is planned
+            return attention(
+                q, k, v, g, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
+                cu_seqlens=cu_seqlens, reverse=reverse, bonus=bonus, layout=layout)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(f"{error}\n{found}") from error
     if layout == "BHTD":
         o = o.transpose(1, 2)
     return (o, final_state) if output_final_state else o

@@ -149,3 +149,13 @@ class Emulatable(Protocol):
     def emulated(self) -> Backend:
         """Return a backend of the same name that serves CPU tensors by running the same kernel sources."""
         ...
+
+
+@runtime_checkable
+class RoundsOperands(Protocol):
+    """A backend that says whether it multiplies 16-bit inputs on a matrix unit, decays rounded to their dtype.
+
+    Without it, or where it is False, the conformance suite holds float32 results of 16-bit inputs to float32.
+    """
+
+    rounds_operands: bool

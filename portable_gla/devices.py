@@ -32,6 +32,7 @@ class Figures:
     matrix_tflop_s: float  # products of 16-bit operands, dense
     float32_tflop_s: float  # products of float32 operands at float32 accuracy, by the fastest unit
     vector_tflop_s: float  # float32 elementwise
+    cores: int  # multiprocessors, compute units, or cores: what runs programs side by side
     match: tuple[str, ...]
     source: str
 
@@ -78,6 +79,12 @@ def of(device: torch.device) -> Device:
         get_name = getattr(getattr(torch, device.type, None), "get_device_name", None)
         name = arch = get_name(device) if get_name else device.type
     return Device(device.type, _kind(device.type, name), arch)
+
+
+def cores(device: Device) -> int:
+    """Return how many cores a device has; of one that the table does not know, a usual number of its kind."""
+    row = table().get(device.kind)
+    return row.cores if row else 128
 
 
 def present() -> list[torch.device]:

@@ -14,5 +14,13 @@ class UnsupportedProblem(NotImplementedError):
         self.plan = plan
 
 
+class KernelError(RuntimeError):
+    """A backend's kernel could not be built or launched, for a problem that the backend took.
+
+    With ``backend=None`` another backend steps in, as if this one had refused; where one was named, or in the backward
+    pass, it is raised.
+    """
+
+
 class PortabilityWarning(UserWarning):
     """The plain-PyTorch backend serves a problem because every faster one refused it; the message is the plan."""

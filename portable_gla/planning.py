@@ -188,7 +188,7 @@ def choose(problem: Problem, backend: str | None = None) -> Plan:
         handle = registry.emulated_handle(name) if name == emulated else name
         found = registry.get(handle)
         here = found.unavailable() if problem.device.present else ()
-        against = (*here, *found.reasons_against(problem))
+        against = (*here, *found.reasons_against(problem), *_failed.get((handle, _kind(problem)), ()))
         if backend is not None:
             wanted = name == backend
         elif emulated is not None:
@@ -239,11 +239,27 @@ def require(found: Plan) -> str:
     return found.handle
 
 
+_failed: dict[tuple[str, Problem], tuple[Reason, ...]] = {}
+
+
+def remember_failure(found: Plan, error: Exception) -> None:
+    """Keep what stopped a plan's backend as its reason against every problem of that kind, in this process."""
+    assert found.handle is not None
+    _failed[found.handle, _kind(found.problem)] = (Reason(
+        "kernel-error", f"failed when it was run: {error}", "name the backend to see the whole error"),)
+    _plans.clear()
+
+
+def _kind(problem: Problem) -> Problem:
+    """Return a problem without its sizes in tokens: what one choice, or one warning, stands for."""
+    return dataclasses.replace(problem, tokens=0, batch=0, sequences=0, pins=())
+
+
 _warned: set[Problem] = set()
 
 
 def _warn_once(found: Plan) -> None:
-    kind = dataclasses.replace(found.problem, tokens=0, batch=0, sequences=0, pins=())
+    kind = _kind(found.problem)
     if kind not in _warned:
         _warned.add(kind)
         warnings.warn(PortabilityWarning(f"the plain-PyTorch backend serves this call\n{found}"), stacklevel=4)

@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import portable_gla
 from portable_gla import devices
@@ -43,10 +44,10 @@ class Shape:
 
     def inputs(self, tokens: int) -> Inputs:
         """Draw q, k, v, g and do, the same for every contestant."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator(self.device).manual_seed(self.seed)  # there: gigabytes drawn here would take long
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(self.dtype).to(self.device)
+            return torch.randn(shape, generator=generator, device=self.device).to(self.dtype)
 
         keys, values = (self.batch, tokens, self.heads, self.key_dim), (self.batch, tokens, self.heads, self.value_dim)
         gate = {"channel": keys, "head": keys[:3], "constant": (self.heads,), "none": None}[self.gate]
@@ -99,6 +100,22 @@ def sdpa(shape: Shape, inputs: Inputs) -> Work:
     return _work(run, Inputs(q, k, v, None, do))
 
 
+def sdpa_flash(shape: Shape, inputs: Inputs) -> Work:
+    """PyTorch's softmax attention by its flash kernel alone: left to itself it may take another one."""
+    if shape.key_dim != shape.value_dim:
+        raise Absent(f"the flash kernel needs K = V, not {shape.key_dim} and {shape.value_dim}")
+    free = sdpa(shape, inputs)
+
+    def pinned(call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return call()
+
+        return run
+
+    return Work(pinned(free.forward), pinned(free.forward_backward))
+
+
 def flash_linear_attention(shape: Shape, inputs: Inputs) -> Work:
     """Time flash-linear-attention's chunked kernels on the same gate."""
     if shape.device.type != "cuda":
@@ -125,6 +142,9 @@ def flash_linear_attention(shape: Shape, inputs: Inputs) -> Work:
 
 
 PEERS: dict[str, Contestant] = {"torch sdpa": sdpa, "flash-linear-attention": flash_linear_attention}
+HARDWARE_PEERS: dict[str, Contestant] = {
+    "flash-linear-attention": flash_linear_attention, "torch sdpa flash": sdpa_flash, "eager": backend("eager")}
+"""Whom the hardware CI times beside the backend: the same everywhere, kernels by name."""
 
 
 def _work(run: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor], inputs: Inputs) -> Work:

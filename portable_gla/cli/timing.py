@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import torch
 
 _SHORTEST = 0.005  # seconds: a shorter sample is made of several calls, so that the clock and a launch do not show
+_FLUSHED = 2**29  # bytes that are overwritten to empty a cache: more than any accelerator's last level holds
+
+Sampler = Callable[[Callable[[], object], torch.device, int], float]
+"""Runs a call some times on a device; returns seconds per call."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Timing:
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, budget: float,
-                tick: Callable[[], object]) -> tuple[dict[str, Timing], dict[str, str]]:
+                tick: Callable[[], object],
+                sampler: Sampler | None = None) -> tuple[dict[str, Timing], dict[str, str]]:
     """Time every call; return the timings, and why a call could not be timed.
 
     Parameters
@@ -46,13 +51,16 @@ def interleaved(calls: Mapping[str, Callable[[], object]], device: torch.device,
         Seconds for the samples of one call: fewer are taken where they would take longer, at least one.
     tick
         Called ``repeats`` times, as rounds are done.
+    sampler
+        How a sample is taken; default: by the clock, calls back to back. :func:`cold` is another.
     """
+    sampler = sampler or _sample
     plans, failed = {}, {}
     for name, call in calls.items():
         try:
-            once = _sample(call, device, 1)
+            once = sampler(call, device, 1)
             if once < budget / repeats:  # the first call may be all compilation
-                once = _sample(call, device, 1)
+                once = sampler(call, device, 1)
         except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:  # out of memory is a RuntimeError
             failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             continue
@@ -62,7 +70,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], device: torch.device,
     for turn in range(repeats):
         for name, (inner, rounds) in plans.items():
             if turn < rounds:
-                samples[name].append(_sample(calls[name], device, inner))
+                samples[name].append(sampler(calls[name], device, inner))
         tick()
     return {name: Timing(tuple(found)) for name, found in samples.items()}, failed
 
@@ -74,6 +82,31 @@ def _sample(call: Callable[[], object], device: torch.device, inner: int) -> flo
         call()
     _synchronise(device)
     return (time.perf_counter() - start) / inner
+
+
+def cold(device: torch.device) -> Sampler:
+    """Return a sampler that empties the device's caches before every call, and times calls by the device's events.
+
+    The emptying also gives the host a head start, so that a launch shows only where it is longer. A CPU, or a device
+    without timed events, is sampled as by default: its caches are as the call before left them.
+    """
+    event = None if device.type == "cpu" else getattr(torch.get_device_module(device), "Event", None)
+    if event is None:
+        return _sample
+    scratch = torch.empty(_FLUSHED, dtype=torch.int8, device=device)
+
+    def sample(call: Callable[[], object], device: torch.device, inner: int) -> float:
+        marks = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(inner)]
+        _synchronise(device)
+        for start, end in marks:
+            scratch.zero_()
+            start.record()
+            call()
+            end.record()
+        _synchronise(device)
+        return sum(float(start.elapsed_time(end)) for start, end in marks) / inner / 1e3
+
+    return sample
 
 
 def _synchronise(device: torch.device) -> None:

@@ -36,6 +36,11 @@ dimension: a token's channels, a row of a state), and every single element, with
 level of elements, terms are rounded to the inputs' dtype: a matrix unit takes its operands in it, and a sum that
 cancels shows that in single elements, not in the norm of a row.
 
+A backend that feeds 16-bit inputs to a matrix unit says so (``rounds_operands``): what it multiplies, decays included,
+is rounded to the inputs' dtype, as in any straightforward computation in that dtype. Its rows and tensors may then be
+off by that too, each term independently: u of the inputs' dtype times the root of the sum of the terms' squares (the
+recurrence on squares). Without it a final state, which is float32 for 16-bit inputs, would be held to float32.
+
 float64: no wider computation is at hand on every machine, so the truth has an error like the backend's own. The
 baseline's error is then what float32 makes of the same case (inputs rounded to float32), and that and the nudge count
 times the ratio of the two units, 2⁻²⁹; u is float64's.
@@ -138,10 +143,12 @@ def outputs(oracle: Oracle, call: Call, do: Tensor, dfinal_state: Tensor | None)
     return {name: value.cpu() for name, value in found.items() if value is not None}
 
 
-def expected(inputs: Inputs, final_dtype: torch.dtype | None = None) -> dict[str, Expected]:
+def expected(inputs: Inputs, final_dtype: torch.dtype | None = None, *,
+             rounds_operands: bool = False) -> dict[str, Expected]:
     """Compute truth and noise of every quantity of a case.
 
-    The inputs lie on the CPU; ``final_dtype`` is the final state's where it is not the case's own.
+    The inputs lie on the CPU; ``final_dtype`` is the final state's where it is not the case's own; ``rounds_operands``
+    allows what a matrix unit does to 16-bit inputs.
     """
     call, case = inputs.call(), inputs.case
     dtypes = {"o": case.dtype, "final_state": final_dtype or case.state_dtype}
@@ -149,6 +156,10 @@ def expected(inputs: Inputs, final_dtype: torch.dtype | None = None) -> dict[str
     wide, do, dfinal = _converted(call, inputs, torch.float64)
     truth = outputs(Oracle(), wide, do, dfinal)
     terms = outputs(Oracle(), _absolute(wide), _magnitude(do), None if dfinal is None else dfinal.abs())
+    operands = dict.fromkeys(terms, torch.zeros(()))
+    if rounds_operands and case.dtype.itemsize == 2:
+        squares = outputs(Oracle(), _squared(wide), do.square(), None if dfinal is None else dfinal.square())
+        operands = {name: unit(case.dtype) * value.sqrt() for name, value in squares.items()}
     step = unit(torch.float32)
     nudged = truth if wide.g is None else outputs(Oracle(), dataclasses.replace(wide, g=wide.g + step), do, dfinal)
     narrow = _converted(call, inputs, torch.float32)
@@ -168,7 +179,8 @@ def expected(inputs: Inputs, final_dtype: torch.dtype | None = None) -> dict[str
         error = error + ratio * (nudged[name] - value).abs()
         common = error + rounding(value, dtype) + _TINY
         found[name] = Expected(
-            value, common + unit(call.state_dtype) * terms[name], common + unit(case.dtype) * terms[name], ignored,
+            value, common + unit(call.state_dtype) * terms[name] + operands[name],
+            common + unit(case.dtype) * terms[name], ignored,
             FACTORS[dtype])
     return found
 
@@ -227,6 +239,13 @@ def _absolute(call: Call) -> Call:
     return dataclasses.replace(
         call, scale=abs(call.scale), g=None if call.g is None else call.g.clamp(min=math.log(_SMALLEST_TERM)),
         v=_magnitude(call.v), **changed)
+
+
+def _squared(call: Call) -> Call:
+    names = ("q", "k", "v", "initial_state", "bonus")
+    values: dict[str, Any] = {name: getattr(call, name) for name in names}
+    changed: dict[str, Any] = {name: None if x is None else x.square() for name, x in values.items()}
+    return dataclasses.replace(call, scale=call.scale**2, g=None if call.g is None else 2 * call.g, **changed)
 
 
 def _magnitude(x: Tensor) -> Tensor:

@@ -284,16 +284,47 @@ def _benchmarks() -> Iterator[Case]:
                                               "gate_heads": 1})
 
 
+def _hardware() -> Iterator[Case]:
+    """Shapes that real devices are measured on, as ``hardware-BxTxHxK`` (and ``xV`` where V differs from K).
+
+    Beside "hardware" a case has the tag of what it is for, "shape" (the targets), "sweep" (time against T) or "decode";
+    "brief" marks the few that a short run takes.
+    """
+
+    def shape(kind: str, batch: int, tokens: int, heads: int, key_dim: int, value_dim: int = 0, gate: str = "channel",
+              brief: bool = False) -> Case:
+        name = "x".join(map(str, filter(None, (batch, tokens, heads, key_dim, value_dim))))
+        prefix = "hardware-decode" if kind == "decode" else "hardware"
+        return _case(f"{prefix}-{name}{'' if gate == 'channel' else f'-{gate}'}", "hardware", kind,
+                     *(["brief"] if brief else []), batch=batch, tokens=tokens, q_heads=heads, k_heads=heads,
+                     v_heads=heads, gate_heads=heads, key_dim=key_dim, value_dim=value_dim or key_dim, gate=gate,
+                     dtype=BF16, initial_state="each" if kind == "decode" else "none", final_state=kind == "decode")
+
+    for batch, tokens, heads, dim in ((1, 8192, 96, 128), (2, 16384, 16, 128), (4, 2048, 16, 128), (4, 4096, 64, 128),
+                                      (8, 1024, 8, 64), (8, 2048, 32, 256)):
+        brief = batch * tokens * heads * dim < 2**24 + 1
+        yield shape("shape", batch, tokens, heads, dim, brief=brief)
+        yield shape("shape", batch, tokens, heads, dim, gate="head", brief=brief)
+    # B · T = 131,072 either way: many sequences, and one that leaves only its 4 heads to run side by side.
+    yield shape("shape", 32, 4096, 4, 256, 512)
+    yield shape("shape", 1, 131072, 4, 256, 512)
+    for tokens in (512, 1024, 2048, 4096, 8192):  # 16,384 is among the shapes above
+        yield shape("sweep", 32768 // tokens, tokens, 16, 128)
+    yield shape("decode", 128, 1, 32, 128)  # states of 256 MiB: memory's speed
+    yield shape("decode", 8, 1, 16, 128, brief=True)  # of 8 MiB: what a call costs
+
+
 CASES: tuple[Case, ...] = tuple(itertools.chain(
     _gates_and_dtypes(), _regimes(), _lengths(), _dimensions(), _head_counts(), _packed(), _states(),
-    _directions_and_bonus(), _memory(), _magnitudes(), _benchmarks()))
-"""Every case. ``bench`` cases are for timing (the oracle is too slow for them); all others are for conformance."""
+    _directions_and_bonus(), _memory(), _magnitudes(), _benchmarks(), _hardware()))
+"""Every case. ``bench`` and ``hardware`` cases are for timing (the oracle is too slow for them); all others are for
+conformance."""
 
-CONFORMANCE: tuple[Case, ...] = tuple(case for case in CASES if "bench" not in case.tags)
+CONFORMANCE: tuple[Case, ...] = tuple(case for case in CASES if not {"bench", "hardware"} & case.tags)
 
 
 def select(tag: str) -> tuple[Case, ...]:
-    """Return the cases with a tag: ``quick`` (small, for emulators), ``large`` (long runs), ``bench``."""
+    """Return the cases with a tag: ``quick`` (small, for emulators), ``large`` (long runs), ``bench``, ``hardware``."""
     return tuple(case for case in CASES if tag in case.tags)
 
 

@@ -78,10 +78,14 @@ def variant(case: Case) -> bool:
     return bool({"quick", "large"} & case.tags) or case.lengths is not None
 
 
-@functools.lru_cache(maxsize=64)
-def expected(case: Case, seed: int, without: str = "") -> Mapping[str, Expected]:
+def expected(target: Target, case: Case, seed: int, without: str = "") -> Mapping[str, Expected]:
     """Compute the truth and the noise of a case; ``without`` "o" or "final_state": of a loss that leaves it out."""
-    return budgets.expected(drop_root(numbers.make(case, seed), without))
+    return _expected(case, seed, without, target.rounds_operands and case.dtype.itemsize == 2)
+
+
+@functools.lru_cache(maxsize=64)
+def _expected(case: Case, seed: int, without: str, rounds_operands: bool) -> Mapping[str, Expected]:
+    return budgets.expected(drop_root(numbers.make(case, seed), without), rounds_operands=rounds_operands)
 
 
 def drop_root(inputs: Inputs, without: str) -> Inputs:

@@ -58,7 +58,7 @@ def either_layout(target: Target, case: Case, seed: int) -> Iterator[CheckRow]:
 def causal(target: Target, case: Case, seed: int) -> Iterator[CheckRow]:
     """Hold earlier outputs to their budgets when what comes later changes, however large it becomes."""
     inputs = numbers.make(case, seed, target.device)
-    budget = expected(case, seed)["o"]
+    budget = expected(target, case, seed)["o"]
     for cut in sorted({case.tokens // 2, min(17, case.tokens - 1), case.tokens - 1} - {0}):
         later = slice(None, case.tokens - cut) if case.reverse else slice(cut, None)
         changed = {name: value.clone() for name, value in numbers.tensors(inputs)}

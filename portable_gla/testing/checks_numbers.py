@@ -21,7 +21,7 @@ def within_budget(target: Target, case: Case, seed: int) -> Iterator[CheckRow]:
     """Hold o, the final state and every gradient to their budgets, and a second run to the same bits."""
     inputs = numbers.make(case, seed, target.device)
     found = run(target, inputs)
-    yield from held(case, found, expected(case, seed))
+    yield from held(case, found, expected(target, case, seed))
     again = run(target, inputs)
     yield same(case, "repeatable", ((name, found[name], again[name]) for name in found))
     given = numbers.make(case, seed, target.device)
@@ -40,7 +40,7 @@ def segmented(target: Target, case: Case, seed: int) -> Iterator[CheckRow]:
                            "; ".join(reason.text for reason in reasons))
             continue
         found = run(target, numbers.make(case, seed, target.device), segments=segments)
-        yield from held(case, found, expected(case, seed), f"segments = {segments}")
+        yield from held(case, found, expected(target, case, seed), f"segments = {segments}")
 
 
 @check(lambda case: case.reverse and case.lengths is None)
@@ -53,7 +53,7 @@ def flipped(target: Target, case: Case, seed: int) -> Iterator[CheckRow]:
     found = run(target, turned)
     found.update({name: found[name].flip(1) for name in ("o", "dq", "dk", "dv", "dg")
                   if name in found and found[name].dim() > 2})
-    yield from held(case, found, expected(case, seed), "flipped")
+    yield from held(case, found, expected(target, case, seed), "flipped")
 
 
 @check(lambda case: variant(case) and case.tokens > 1 and case.lengths is None and case.layout == "BTHD"
@@ -85,10 +85,10 @@ def chained(target: Target, case: Case, seed: int) -> Iterator[CheckRow]:
     if case.dtype in (torch.float16, torch.bfloat16):
         # Each call rounds its part of a sum over calls to the input's dtype: another rounding than one call's.
         found = {name: value for name, value in found.items() if value.dim() == 4 and name != "dinitial_state"}
-        yield from held(case, found, {name: x for name, x in expected(case, seed).items() if name in found},
+        yield from held(case, found, {name: x for name, x in expected(target, case, seed).items() if name in found},
                          "chained")
         return
-    yield from held(case, found, expected(case, seed), "chained")
+    yield from held(case, found, expected(target, case, seed), "chained")
 
 
 @check(lambda case: "quick" in case.tags and case.layout == "BTHD")
@@ -102,7 +102,7 @@ def partial_gradients(target: Target, case: Case, seed: int) -> Iterator[CheckRo
     for without in ("o", "final_state") if case.final_state else ():
         rest = "final_state" if without == "o" else "o"
         found = _without(target, inputs, rest)
-        yield from held(case, found, {name: x for name, x in expected(case, seed, without).items()
+        yield from held(case, found, {name: x for name, x in expected(target, case, seed, without).items()
                                        if name not in ("o", "final_state")}, f"loss of {rest} only")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import portable_gla
 from portable_gla import devices, registry
+from portable_gla.backend import RoundsOperands
 from portable_gla.problem import Problem, Reason
 from portable_gla.testing import inputs as numbers
 from portable_gla.testing.cases import Case
@@ -30,6 +31,11 @@ class Target:
     def __str__(self) -> str:
         return f"{self.backend}{'' if self.device.type == 'cpu' else f'@{self.device}'}" + (
             ":emulated" if self.emulated else "")
+
+    @property
+    def rounds_operands(self) -> bool:
+        """Whether the backend rounds what it multiplies to a 16-bit dtype of the inputs."""
+        return isinstance(found := registry.get(self.backend), RoundsOperands) and found.rounds_operands
 
     def pinned(self, **pins: int) -> contextlib.AbstractContextManager[None]:
         """Enter what a call needs to reach this target, with parts of the plan fixed."""

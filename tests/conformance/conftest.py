@@ -101,7 +101,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _target_of(item: pytest.Item) -> Target | None:
     callspec = getattr(item, "callspec", None)
-    return None if callspec is None else callspec.params.get("target")
+    target = None if callspec is None else callspec.params.get("target")
+    return target if isinstance(target, Target) else None  # other folders' tests name other things so
 
 
 def _name_without(item: pytest.Item, target: Target) -> str:
