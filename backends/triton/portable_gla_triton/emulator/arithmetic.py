@@ -1,0 +1,119 @@
+"""Short cuts for arithmetic and comparisons of equal types, which are most of a kernel's operations.
+
+They give what Triton's semantics would; everything else goes that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime.interpreter import TensorHandle
+
+from .floats import Array
+from .tensors import EmulatedTensor
+
+_KINDS = {"fp32": np.float32, "int32": np.int32, "int64": np.int64}
+_ARITHMETIC = {"__add__": np.add, "__sub__": np.subtract, "__mul__": np.multiply}
+_COMPARISONS = {"__lt__": np.less, "__le__": np.less_equal, "__gt__": np.greater, "__ge__": np.greater_equal,
+                "__eq__": np.equal, "__ne__": np.not_equal}
+
+
+_blocks: dict[tuple[str, tuple[int, ...]], Any] = {}
+
+
+def _block(scalar: Any, shape: tuple[int, ...]) -> Any:
+    kind = _blocks.get((scalar.name, shape))
+    if kind is None:
+        kind = _blocks[scalar.name, shape] = tl.block_type(scalar, list(shape))
+    return kind
+
+
+def _typed(data: Array, scalar: Any, block: bool) -> EmulatedTensor:
+    return EmulatedTensor(TensorHandle(data, scalar), _block(scalar, data.shape) if block else scalar)
+
+
+def _operand(tensor: EmulatedTensor, other: Any) -> Array | None:
+    """``other`` as numbers of ``tensor``'s type, or None if types have to be promoted first."""
+    name = tensor.dtype.name
+    if type(other) is EmulatedTensor:
+        data: Array | None = other.handle.data if other.dtype.name == name and name in _KINDS else None
+        return data
+    if type(other) is int:
+        fits = name != "int32" or -(2**31) <= other < 2**31
+        return np.full(1, other, _KINDS[name]) if name in _KINDS and fits and abs(other) < 2**63 else None
+    return np.full(1, other, np.float32) if type(other) is float and name == "fp32" else None
+
+
+def _short(operation: Callable[[Array, Array], Array], long: Callable[..., Any], swapped: bool, result: Any) -> Any:
+    def method(self: EmulatedTensor, other: Any, _semantic: Any = None) -> Any:
+        numbers = _operand(self, other)
+        if numbers is None:
+            return long(self, other)
+        mine = self.handle.data
+        data = operation(numbers, mine) if swapped else operation(mine, numbers)
+        block = self.type.is_block() or (type(other) is EmulatedTensor and other.type.is_block())
+        return _typed(data, result or self.dtype, block)
+
+    return method
+
+
+def _and(long: Callable[..., Any]) -> Any:
+    def method(self: EmulatedTensor, other: Any, _semantic: Any = None) -> Any:
+        if type(other) is not EmulatedTensor or not self.dtype.name == other.dtype.name == "int1":
+            return long(self, other)
+        block = self.type.is_block() or other.type.is_block()
+        return _typed(self.handle.data & other.handle.data, tl.int1, block)
+
+    return method
+
+
+def _add(long: Callable[..., Any]) -> Any:
+    def method(self: EmulatedTensor, other: Any, _semantic: Any = None) -> Any:
+        if not (self.dtype.is_ptr() and type(other) is EmulatedTensor and other.dtype.name in ("int32", "int64")):
+            return long(self, other)
+        size = np.uint64(max(1, self.dtype.element_ty.primitive_bitwidth // 8))
+        data = self.handle.data + size * other.handle.data.astype(np.uint64)
+        return _typed(data, self.dtype, self.type.is_block() or other.type.is_block())
+
+    return method
+
+
+def _getitem(long: Callable[..., Any]) -> Any:
+    def method(self: EmulatedTensor, places: Any, _semantic: Any = None) -> Any:
+        if not (self.type.is_block() and type(places) is tuple
+                and all(p is None or (type(p) is slice and p == slice(None)) for p in places)
+                and sum(p is not None for p in places) == len(self.shape)):
+            return long(self, places)
+        return _typed(self.handle.data[places], self.dtype, True)
+
+    return method
+
+
+def where(long: Callable[..., Any]) -> Callable[..., Any]:
+    """Put a short cut before ``tl.where``."""
+
+    def choose(condition: Any, x: Any, y: Any) -> Any:
+        short = type(condition) is EmulatedTensor and condition.type.is_block() and condition.dtype.name == "int1"
+        model = x if type(x) is EmulatedTensor else y
+        if not short or type(model) is not EmulatedTensor:
+            return long(condition, x, y)
+        yes, no = _operand(model, x), _operand(model, y)
+        if yes is None or no is None:
+            return long(condition, x, y)
+        return _typed(np.where(condition.handle.data, yes, no), model.dtype, True)
+
+    return choose
+
+
+def install() -> None:
+    """Put the short cuts before the methods that :class:`EmulatedTensor` has."""
+    for name, short in (("__and__", _and), ("__add__", _add), ("__getitem__", _getitem)):
+        setattr(EmulatedTensor, name, short(getattr(EmulatedTensor, name)))
+    for name, operation in _ARITHMETIC.items():
+        for swapped, method in ((False, name), (True, "__r" + name[2:])):
+            setattr(EmulatedTensor, method, _short(operation, getattr(EmulatedTensor, method), swapped, None))
+    for name, operation in _COMPARISONS.items():
+        setattr(EmulatedTensor, name, _short(operation, getattr(EmulatedTensor, name), False, tl.int1))

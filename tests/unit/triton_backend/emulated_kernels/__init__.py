@@ -1,0 +1,25 @@
+"""Small kernels that the emulator's tests launch."""
+
+from .movement import copy, exchange, gather_rows, overwrite, scale_in_place, shift, through_descriptor, window
+from .numbers import bfloat16_arithmetic, cast, elementary, extremes
+from .products import batched, multiply
+from .statements import (
+    argmax_rows,
+    block_condition,
+    branch,
+    carry,
+    chained,
+    far,
+    logical,
+    loops,
+    scans,
+    shapes,
+    standard,
+    two_scans,
+)
+
+__all__ = [
+    "argmax_rows", "batched", "bfloat16_arithmetic", "block_condition", "branch", "carry", "cast", "chained", "copy",
+    "elementary", "exchange", "extremes", "far", "gather_rows", "logical", "loops", "multiply", "overwrite",
+    "scale_in_place", "scans", "shapes", "shift", "standard", "through_descriptor", "two_scans", "window",
+]
