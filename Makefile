@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TESTS ?= tests
 
-.PHONY: demo test lint check test-fla bench wheel clean
+.PHONY: demo test lint check test-fla bench hardware compile wheel clean
 
 demo: .venv/ready  ## print the plan, check against the oracle, train a small model on real text, generate, save
 	$(BIN)/portable-gla demo --out demo-out
@@ -14,6 +14,8 @@ test: lint check  ## everything that CI runs
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m hardware_ci report --check
+	$(BIN)/python -m hardware_ci workflow --check
 
 check: .venv/ready
 	$(BIN)/python -m pytest -n 2 $(TESTS)
@@ -23,6 +25,12 @@ test-fla: .venv/ready  ## flash-linear-attention's own tests on these functions:
 
 bench: .venv/ready  ## time against T beside PyTorch's attention
 	$(BIN)/portable-gla bench --plot bench.png
+
+hardware: .venv/ready  ## conformance, sanitizer and benchmarks on this machine's device
+	$(BIN)/python -m hardware_ci run
+
+compile: .venv/ready  ## every GPU kernel in every configuration for every architecture: hours
+	$(BIN)/python -m hardware_ci compile --backend triton
 
 wheel: .venv/ready
 	$(BIN)/python -m build --no-isolation --wheel
