@@ -78,7 +78,7 @@ class Model:
         partial, folded = self.folds()
         direct = self.q + self.k + self.v + (self.g if p.gate == "channel" else 0) - folded
         yield Launch("gradients", inputs + self.kept + self._bonus(), direct + partial)
-        if partial:
+        if partial or p.bonus:  # without a token, zeros
             yield Launch("fold", partial, folded + (self.g if p.gate in ("head", "constant") else 0) + self._bonus())
 
     def folds(self) -> tuple[int, int]:
