@@ -45,7 +45,8 @@ def forward(q, k, v, g, bonus, initial, cu_seqlens, o, final, links, scale, toke
                     state = load_state(initial, sequence, head, keys, keys < K, values, value_mask)
             states = states + (state,)
         end = tl.minimum(length, (piece + 1) * unit)
-        for position in tl.range(piece * unit, end, C, num_stages=STAGES):
+        # With many tiles of K and a bonus, what is hoisted out of the loop would spill.
+        for position in tl.range(piece * unit, end, C, num_stages=STAGES, disable_licm=BONUS and BLOCKS_K > 4):
             valid = position + tl.arange(0, C) < end
             v_tile = load_rows(v, batch, head // v_group, start, length, position, valid, values, value_mask, C,
                                REVERSE, WIDE)
