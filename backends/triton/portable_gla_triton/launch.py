@@ -16,7 +16,7 @@ from portable_gla_triton.segments import Segments
 from portable_gla_triton.tiles import Tiles
 
 _INT32 = 2**31
-_DECODE_ELEMENTS = 4096  # of the state that a decoding program holds: 32 registers a thread of 4 warps
+_DECODE_ELEMENTS = 4096  # of the state that a decoding program holds: 16 registers a thread of 8 warps
 
 
 class Operands(SimpleNamespace):
@@ -268,4 +268,4 @@ def decode(kernels: Any, call: DecodeCall) -> None:
         call.q if call.slots is None else call.slots, _strided(call.out), call.scale, tokens=tokens, heads=heads,
         slot_stride=0 if call.slots is None else call.slots.stride(0), **_groups(call, heads, gate_heads), K=key_dim,
         V=value_dim, GATE=gate, BONUS=call.bonus is not None, SLOTS=call.slots is not None, ROWS=rows, BV=block_v,
-        num_warps=4)
+        num_warps=8)

@@ -53,24 +53,31 @@ def family(target: str) -> str:
 
 @functools.cache
 def table() -> dict[str, Tile]:
-    """Read ``tiles.yaml``: "target kernel operands gate[+bonus] K" to tiles."""
+    """Read ``tiles.yaml``: "target kernel operands gate[+bonus] K [odd]" to tiles."""
     text = importlib.resources.files(__package__).joinpath("tiles.yaml").read_text(encoding="utf-8")
     return {key: Tile(*row) for key, row in yaml.safe_load(text).items()}
 
 
-def row_name(target: str, kernel: str, kind: str, gate: str, bonus: bool, key_dim: int) -> str:
-    """Return the key of a row; only the forward pass depends on K, and not where it takes K slice by slice."""
+def row_name(target: str, kernel: str, kind: str, gate: str, bonus: bool, key_dim: int, odd: bool = False) -> str:
+    """Return the key of a row; only the forward pass depends on K, and not where it takes K slice by slice.
+
+    ``odd``: K or V is no multiple of 16, so that addresses take more registers. Such a row stands in the table only
+    where the other spills.
+    """
     whole = kernel == "forward" and kind != EXACT
     width = next(width for width in WIDTHS if key_dim <= width) if whole else "any"
     gates = "channel" if gate == "channel" else "head"
-    return f"{family(target)} {kernel} {_LIKE_KIND.get(kind, kind)} {gates}{'+bonus' if bonus else ''} {width}"
+    return (f"{family(target)} {kernel} {_LIKE_KIND.get(kind, kind)} {gates}{'+bonus' if bonus else ''} {width}"
+            f"{' odd' if odd else ''}")
 
 
 @functools.cache
 def choose(target: str, kind: str, gate: str, bonus: bool, key_dim: int, value_dim: int) -> Tiles:
     """Return the tiles for a target ("sm_90", "gfx942"), operands ("bf16", "tf32", ...), gate, K and V."""
     def fitted(kernel: str) -> Tile:
-        tile = table()[row_name(target, kernel, kind, gate, bonus, key_dim)]
+        row = target, kernel, kind, gate, bonus, key_dim
+        usual, odd = table()[row_name(*row)], bool((key_dim | value_dim) % 16)
+        tile = table().get(row_name(*row, odd=True), usual) if odd else usual
         return tile._replace(block_k=min(tile.block_k, _power(key_dim)), block_v=min(tile.block_v, _power(value_dim)))
 
     gradients = fitted("gradients")

@@ -29,19 +29,22 @@ from portable_gla_triton.offline import Build, Compiled
 from portable_gla_triton.operands import EXACT
 from portable_gla_triton.tiles import WIDTHS, Tile
 
-Row = tuple[str, str, str, str, bool, int]
+Row = tuple[str, str, str, str, bool, int, bool]  # the arguments of tiles.row_name
 TABLE = Path(__file__).with_name("tiles.yaml")
-_HEAD = "# target kernel operands gate[+bonus] K: chunk, block of K, block of V, warps, stages, near. By tune.py.\n"
+_HEAD = "# target kernel operands gate[+bonus] K [odd]: chunk, block of K, of V, warps, stages, near. By tune.py.\n"
 
 _KINDS = {"bf16": "bf16", "tf32": "f16", "bf16x6": "f32"}  # operands, and the dtype that gets them
 _LAUNCHED = {"states": ("chunk_states", "summarize"), "forward": ("forward",), "gradients": ("gradients",)}
+
+ODD = 128
+"""Up to which K there are rows for odd sizes, without a bonus; elsewhere a few bytes a thread may spill."""
 
 _STATES = ((64, 64, 4), (64, 64, 8), (32, 64, 4), (32, 32, 4), (16, 32, 4), (16, 16, 4))
 _GRADIENTS = ((64, 64, 8), (64, 32, 8), (32, 64, 8), (32, 32, 8), (32, 32, 4), (16, 32, 4), (16, 16, 4))
 _FORWARD = (
         (32, 64, 64, 8), (32, 128, 64, 8), (32, 64, 32, 8), (32, 128, 32, 8), (32, 32, 64, 8), (32, 32, 32, 8),
-        (32, 128, 16, 8), (16, 128, 32, 8), (16, 64, 32, 8), (16, 128, 16, 8), (16, 64, 16, 8), (16, 32, 16, 8),
-        (16, 64, 16, 4), (16, 32, 16, 4), (16, 16, 16, 4))
+        (32, 128, 16, 8), (16, 128, 32, 8), (16, 64, 32, 8), (16, 128, 16, 8), (16, 128, 16, 8, 2), (16, 64, 16, 8),
+        (16, 32, 16, 8), (16, 64, 16, 4), (16, 32, 16, 4), (16, 16, 16, 4))
 
 
 def candidates(kernel: str, kind: str) -> tuple[Tile, ...]:
@@ -57,14 +60,24 @@ def rows(target: str) -> Iterator[Row]:
     for kind in ("bf16", "tf32", "bf16x6"):
         for gate, bonus, kernel in itertools.product(("channel", "head"), (False, True), _LAUNCHED):
             for width in WIDTHS if kernel == "forward" and kind != EXACT else WIDTHS[1:2]:
-                yield target, kernel, kind, gate, bonus, width
+                yield target, kernel, kind, gate, bonus, width, False
+                if width <= ODD and not bonus:
+                    yield target, kernel, kind, gate, bonus, width, True
 
 
-def builds(target: str, kernel: str, kind: str, gate: str, bonus: bool, width: int) -> list[Build]:
+def builds(target: str, kernel: str, kind: str, gate: str, bonus: bool, width: int, odd: bool) -> list[Build]:
     """Return what has to compile without spills for a row: calls with every feature first, then those with none."""
-    return [Build(name, target, {"dtype": _KINDS[kind], "gate": gate, "K": width, "V": width, "features": features})
-            for features in (("bonus",) if bonus else ("all", "plain")) for name in _LAUNCHED[kernel]
-            if (features, name) != ("plain", "summarize")]
+    sizes = [(width, width)]
+    if odd:
+        sizes = [(40, 72)] if width == 64 else [(104, 136), (40, 72)] if kernel != "forward" or kind == EXACT else [
+            (104, 136)]
+    elif kernel != "forward" or kind == EXACT:  # one row for every K
+        sizes += [(width // 2, width // 2)]
+    gates = ("head", "constant", "none") if gate == "head" and not bonus else (gate,)
+    return [Build(name, target, {"dtype": _KINDS[kind], "gate": one, "K": key_dim, "V": value_dim,
+                                 "features": features})
+            for features in (("bonus",) if bonus else ("all", "plain")) for key_dim, value_dim in sizes
+            for one in gates for name in _LAUNCHED[kernel] if (features, name) != ("plain", "summarize")]
 
 
 def fits(found: Compiled) -> bool:
@@ -84,12 +97,12 @@ def fitting(row: Row) -> list[Tile]:
 
 def shapes(row: Row) -> list[Case]:
     """Return the case table's ``hardware`` shapes that a row serves, in the row's dtype; decoding has none."""
-    _, kernel, kind, gate, bonus, width = row
+    _, kernel, kind, gate, bonus, width, odd = row
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[_KINDS[kind]]
     narrower = max([0, *(other for other in WIDTHS if other < width)])
     every = kernel != "forward" or kind == EXACT
     return [dataclasses.replace(case, dtype=dtype, bonus=bonus) for case in cases.select("hardware")
-            if (case.gate == "channel") == (gate == "channel") and case.tokens > 1
+            if (case.gate == "channel") == (gate == "channel") and case.tokens > 1 and not odd
             and (every or narrower < case.key_dim <= width)]
 
 
@@ -127,9 +140,11 @@ def seconds(case: Case, backward: bool) -> float:
 def search(row: Row) -> tuple[str, Tile, str]:
     """Return a row's key, its tile, and a word on it."""
     key = tiles.row_name(*row)
-    kernel = row[1]
+    among = candidates(row[1], row[2])
+    if row[6]:  # the usual row's tile first
+        among = (tiles.table()[tiles.row_name(*row[:6])], *among)
     best: tuple[int, Tile] | None = None
-    for candidate in candidates(kernel, row[2]):
+    for candidate in among:
         worst = 0
         for build in builds(*row):
             with offline.table_with({key: candidate}):
@@ -158,11 +173,15 @@ def main(arguments: list[str]) -> int:
               if fnmatch.fnmatch(tiles.row_name(*row), chosen.only)]
     if chosen.measure:
         return _measure(wanted, found)
-    with ProcessPoolExecutor(chosen.jobs) as pool:
-        for key, tile, note in pool.map(search, wanted):
-            print(f"{key}: {tuple(tile)} {note}", flush=True)
-            found[key] = list(tile)
-            _write(found)
+    for odd in (False, True):  # the usual rows first: a search of an odd row begins with the usual one's tile
+        tiles.table.cache_clear()
+        with ProcessPoolExecutor(chosen.jobs) as pool:
+            for key, tile, note in pool.map(search, [row for row in wanted if row[6] == odd]):
+                print(f"{key}: {tuple(tile)} {note}", flush=True)
+                found[key] = list(tile)
+                if odd and found[key] == found.get(key.removesuffix(" odd")):
+                    del found[key]
+                _write(found)
     return 0
 
 

@@ -48,7 +48,7 @@ def test_a_spilling_tile_is_seen() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_table_has_a_row_for_every_call(target: str) -> None:
     for row in tune.rows(target):
-        tile = tiles.table()[tiles.row_name(*row)]
+        tile = tiles.table().get(tiles.row_name(*row)) or (tiles.table()[tiles.row_name(*row[:6])] if row[6] else None)
         assert tile in tune.candidates(row[1], row[2]), row
     for kind in ("bf16", "ieee") if target.startswith("gfx") else ("bf16", "tf32", "bf16x6"):
         for key_dim, value_dim in ((1, 1), (40, 72), (512, 512)):
