@@ -1,0 +1,172 @@
+"""Moves tensors of one device to host memory and back, ahead of the pass that wants them.
+
+Out, on a stream of its own: after the computation that made the tensor ("made"), and after the last copies of what was
+in the slot before ("host slot free"). The device's memory is given back in the order of the stream that made the
+tensor, once that waits for the copy ("copied out"); it waits for an older copy only, so that the latest ones overlap
+with what is computed next.
+
+Back, on another: into memory that belongs to the current stream from the moment it is allocated ("room"), from a slot
+that is written ("in the slot"); whoever reads it waits for it ("copied back"), and so does whoever gets the memory of a
+copy that nobody came for ("orphan filled"). Taking one tensor starts the copies of those saved before it, which a
+backward pass wants next.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from portable_gla.offload.pool import HostPool, Slot
+from portable_gla.streams import Event, Stream, Streams
+
+
+@dataclass(eq=False)
+class Moved:
+    """A tensor in host memory: all that its graph keeps of it. When it dies, its slot is free again."""
+
+    engine: Engine
+    slot: Slot
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    stored: Event
+    number: int
+    loaded: Event = None  # of the last copy back
+    arriving: Tensor | None = None  # the device memory of a copy back that nobody has taken yet
+    owner: Stream = None  # the stream in whose order that memory was allocated
+
+    def __del__(self) -> None:
+        self.engine.forget(self)
+
+
+class Engine:
+    """The streams, the pool, and what is at present in it, for one device.
+
+    ``ahead`` is both how many tensors are on their way out at most before computation waits for the oldest, and how
+    many are copied back before they are asked for.
+    """
+
+    def __init__(self, streams: Streams, pool: HostPool, ahead: int) -> None:
+        self.streams, self.pool, self._ahead = streams, pool, ahead
+        self._outward, self._homeward = streams.new_stream(), streams.new_stream()
+        self._leaving: deque[tuple[Tensor, bool, Event, Stream]] = deque()
+        self._orphans: deque[tuple[Tensor, Event, Stream]] = deque()
+        self._held: OrderedDict[int, weakref.ref[Moved]] = OrderedDict()
+        self._count = 0
+        self._lock = threading.RLock()  # re-entered where a graph dies inside
+
+    def pack(self, x: Tensor, *, owned: bool) -> Moved:
+        """Start to copy ``x`` out; ``owned``: nobody else reads it, so that its memory may be used again."""
+        streams, current = self.streams, self.streams.current()
+        shape, strides = tuple(x.shape), tuple(x.stride())
+        if _overlaps(_small(shape, strides), strides):
+            x, owned = x.contiguous(), False
+            strides = tuple(x.stride())
+        source = x.as_strided(_small(shape, strides), strides)
+        with self._lock:
+            slot = self.pool.take(source.numel() * source.element_size())
+            streams.wait(self._outward, streams.record(current), "made")
+            for event in slot.events:
+                streams.wait(self._outward, event, "host slot free")
+            streams.copy(self._outward, _in_slot(slot, x.dtype, tuple(source.shape), strides), source)
+            stored = streams.record(self._outward)
+            self._leaving.append((x, owned, stored, current))
+            self._let_go(self._ahead)
+            self._count += 1
+            moved = Moved(self, slot, x.dtype, shape, strides, stored, self._count)
+            self._held[self._count] = weakref.ref(moved)
+        return moved
+
+    def unpack(self, moved: Moved) -> Tensor:
+        """Return the tensor on its device, and start the copies of those that were saved before it."""
+        streams, current = self.streams, self.streams.current()
+        with self._lock:
+            if moved.arriving is not None and moved.owner != current:  # not in this stream's order: leave it
+                self._orphans.append((moved.arriving, moved.loaded, moved.owner))
+                moved.arriving = None
+            if moved.arriving is None:
+                self._fetch(moved, current)
+            for earlier in self._before(moved):
+                if earlier.arriving is None:
+                    self._fetch(earlier, current)
+            self._let_go(len(self._leaving))
+            streams.wait(current, moved.loaded, "copied back")
+            found, moved.arriving = moved.arriving, None
+        assert found is not None
+        return found.as_strided(moved.shape, moved.strides)
+
+    def flush(self) -> None:
+        """Let computation wait for all copies out, and give their device memory back."""
+        with self._lock:
+            self._let_go(0)
+
+    def forget(self, moved: Moved) -> None:
+        """Give back the slot of a tensor that nobody can ask for any more."""
+        self._held.pop(moved.number, None)
+        if moved.arriving is not None:  # a graph dropped half-way: the copy must not meet another owner of its memory
+            self._orphans.append((moved.arriving, moved.loaded, moved.owner))
+        self.pool.give_back(moved.slot, [moved.stored] if moved.loaded is None else [moved.loaded])
+
+    def _let_go(self, most: int) -> None:
+        while self._orphans:
+            unwanted, loaded, stream = self._orphans.popleft()
+            self.streams.wait(stream, loaded, "orphan filled")
+            self.streams.free(stream, unwanted)
+        while len(self._leaving) > most:
+            x, owned, stored, stream = self._leaving.popleft()
+            self.streams.wait(stream, stored, "copied out")
+            if owned:
+                self.streams.free(stream, x)
+
+    def _before(self, moved: Moved) -> list[Moved]:
+        found: list[Moved] = []
+        for number in reversed(list(self._held)):
+            other = self._held[number]() if number < moved.number and number in self._held else None
+            if other is not None and len(found) < self._ahead:
+                found.append(other)
+        return found
+
+    def _fetch(self, moved: Moved, current: Stream) -> None:
+        streams = self.streams
+        shape = _small(moved.shape, moved.strides)
+        target = streams.empty_strided(shape, moved.strides, moved.dtype)
+        streams.wait(self._homeward, streams.record(current), "room")
+        streams.wait(self._homeward, moved.stored, "in the slot")
+        streams.copy(self._homeward, target, _in_slot(moved.slot, moved.dtype, shape, moved.strides))
+        moved.loaded = streams.record(self._homeward)
+        moved.arriving, moved.owner = target, current
+
+
+def _small(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Leave one of the rows that an expanded tensor repeats."""
+    return tuple(1 if stride == 0 and size > 1 else size for size, stride in zip(shape, strides, strict=True))
+
+
+def _extents(shape: tuple[int, ...], strides: tuple[int, ...]) -> list[tuple[int, int]]:
+    return sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size > 1)
+
+
+def _overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether two elements may share an address, so that nothing can be copied there."""
+    reach = 0
+    for stride, size in _extents(shape, strides):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def _in_slot(slot: Slot, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+    """View a slot as the tensor that it holds: with the tensor's own strides where they leave no gaps, else dense."""
+    flat = slot.memory.view(dtype)
+    expected = 1
+    for stride, size in _extents(shape, strides):
+        if stride != expected:
+            return flat.view(shape)
+        expected *= size
+    return flat.as_strided(shape, strides)
