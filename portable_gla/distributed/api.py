@@ -178,6 +178,8 @@ def attention(
     if layout == "BHTD":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         g = g.transpose(1, 2) if g is not None and g.dim() > 1 else g
+    if g is not None and g.dtype.itemsize == 2:
+        g = g.float()  # three passes add to its gradient, which is then rounded once
     inputs = _Inputs(q, k, v, g, initial_state, bonus)
     options = _Options(q.shape[-1] ** -0.5 if scale is None else float(scale), backend, bool(output_final_state))
     calls = [_Call(found, sharding, part, options) for part in inputs.groups(overlap)]

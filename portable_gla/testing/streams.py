@@ -163,6 +163,7 @@ class ShuffledStreams(_Fake):
         super().__init__(seed, **options)
         self._streams: list[deque[Any]] = []
         self._speeds: list[float] = []
+        self._eagerness = self._random.choice((0.05, 0.3, 0.6))  # how far the streams keep up with their caller
         self._failed: dict[int, BaseException] = {}
 
     def new_stream(self) -> Any:
@@ -187,8 +188,7 @@ class ShuffledStreams(_Fake):
 
     def _queue(self, stream: Any, item: Any) -> None:
         self._streams[stream].append(item)
-        # Often nothing runs for a while, then a lot of one stream: both extremes are where an order is missed.
-        for _ in range(self._random.choice((0, 0, 0, 1, 2, 8))):
+        while self._random.random() < self._eagerness:
             self._step(idle=True)
 
     def _block(self, event: FakeEvent) -> None:
