@@ -39,7 +39,7 @@ class AcceleratorStreams:
 
     def copy(self, stream: Stream, target: Tensor, source: Tensor) -> None:
         """Queue the copy; the host does not wait for it."""
-        with self._module.stream(stream):
+        with self._module.stream(stream), torch.no_grad():
             target.copy_(source, non_blocking=True)
 
     def record(self, stream: Stream) -> Event:

@@ -32,7 +32,8 @@ class ImmediateStreams:
 
     def copy(self, stream: Stream, target: Tensor, source: Tensor) -> None:
         """Copy."""
-        target.copy_(source)
+        with torch.no_grad():
+            target.copy_(source)
 
     def record(self, stream: Stream) -> Event:
         """Return None: it has happened."""

@@ -77,8 +77,13 @@ class _Fake:
         if stream is _CALLER:
             work()
         else:
-            context = contextvars.copy_context()
-            self._queue(stream, lambda: context.run(work))
+            context, gradients = contextvars.copy_context(), torch.is_grad_enabled()
+
+            def run() -> None:
+                with torch.set_grad_enabled(gradients):
+                    context.run(work)
+
+            self._queue(stream, run)
 
     def copy(self, stream: Any, target: Tensor, source: Tensor) -> None:
         """Poison the target, and later copy."""
@@ -88,7 +93,8 @@ class _Fake:
         def finish() -> None:
             if number == self._failing:
                 raise CopyError(f"copy {number} failed, as it was told to")
-            target.copy_(source)
+            with torch.no_grad():
+                target.copy_(source)
 
         self.launch(stream, functools.partial(poison, target))
         self.launch(stream, finish)
@@ -143,7 +149,8 @@ class _Fake:
 
 def poison(x: Tensor) -> Tensor:
     """Fill with NaN: of bytes and integers, with ones in every bit."""
-    return x.fill_(math.nan if x.is_floating_point() else torch.iinfo(x.dtype).max)
+    with torch.no_grad():
+        return x.fill_(math.nan if x.is_floating_point() else torch.iinfo(x.dtype).max)
 
 
 def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
