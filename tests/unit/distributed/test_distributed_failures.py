@@ -2,82 +2,72 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-
 import pytest
+import torch
 from worlds import Error, World
 
-TIMEOUT = 4.0  # of the groups that are going to fail
+TIMEOUT = 4.0  # of the groups that are going to fail, in seconds
 GRACE = 8.0  # to tell who is missing, and for a busy machine
 
+DESCRIPTIONS, FORWARD, BACKWARD = (
+    "the gather of descriptions", "the forward exchange of states", "the backward exchange of states")
 
-@contextlib.contextmanager
-def doomed(size=3):
-    found = World(size, TIMEOUT)
+# name: (ranks, the lost one, task, its arguments, the collective that the others are in)
+DOOMED = {
+    "killed before": (4, 1, "tasks_failures:timed", (1, "killed", "before"), DESCRIPTIONS),
+    "killed in backward": (3, 1, "tasks_failures:timed", (1, "killed", "backward"), BACKWARD),
+    "hanging before": (3, 1, "tasks_failures:timed", (1, "hanging", "before"), DESCRIPTIONS),
+    "hanging in backward": (3, 2, "tasks_failures:timed", (2, "hanging", "backward"), BACKWARD),
+    "killed host of the store": (2, 0, "tasks_failures:timed", (0, "killed", "before"), DESCRIPTIONS),
+    "stopped host of the store": (2, 0, "tasks_failures:timed", (0, "stopped", "backward"), BACKWARD),
+    "refusing an agreed call": (3, 1, "tasks_failures:stays_away", (), FORWARD),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """What each rank of each doomed world ended with; they wait side by side."""
+    worlds = {name: World(size, TIMEOUT) for name, (size, *_) in DOOMED.items()}
     try:
-        yield found
+        for name, (_, _, task, arguments, _) in DOOMED.items():
+            worlds[name].start(task, *arguments)
+        yield {name: {rank: worlds[name].result(rank, 4 * (TIMEOUT + GRACE)) for rank in range(size)
+                      if rank != lost or name == "refusing an agreed call"}
+               for name, (size, lost, *_) in DOOMED.items()}
     finally:
-        for process in found.processes:
-            process.kill()
-        found.close()
+        for found in worlds.values():
+            for process in found.processes:
+                process.kill()
+            found.close()
 
 
-def survivors(found, victim, task, *arguments):
-    """Start a task in which a rank is lost; return what the others raised."""
-    begun = time.monotonic()
-    found.start(task, *arguments)
-    errors = {}
-    for rank in range(found.size):
-        if rank != victim:
-            errors[rank] = found.result(rank, 3 * (TIMEOUT + GRACE))
-            assert isinstance(errors[rank], Error), errors[rank]
-    assert time.monotonic() - begun < 2 * (TIMEOUT + GRACE)
-    return errors
-
-
-@pytest.mark.parametrize("when, name", [("before", "the gather of descriptions"),
-                                        ("backward", "the backward exchange of states")])
-@pytest.mark.parametrize("how", ("killed", "hanging"))
-def test_a_lost_rank_is_named(how, when, name):
-    with doomed() as found:
-        errors = survivors(found, 1, "tasks_failures:timed", 1, how, when)
-        for rank, error in errors.items():
-            assert error.kind == "RankFailure", error.trace
-            assert name in error.message
-            assert error.attributes["missing"] == (1,), f"rank {rank}: {error.message}"
-            assert "missing: rank 1:" in error.message
-            assert error.attributes["seconds"] < TIMEOUT + GRACE
-
-
-def test_the_host_of_the_store_is_lost():
-    with doomed(2) as found:
-        error = survivors(found, 0, "tasks_failures:timed", 0, "killed", "before")[1]
+@pytest.mark.parametrize("name", DOOMED)
+def test_a_lost_rank_is_named(outcomes, name):
+    _, lost, _, _, collective = DOOMED[name]
+    for rank, error in outcomes[name].items():
+        if rank == lost:
+            continue
+        assert isinstance(error, Error), error
         assert error.kind == "RankFailure", error.trace
-        assert error.attributes["missing"] == (0,), error.message
-        assert "does not answer" in error.message
+        assert error.attributes["missing"] == (lost,), f"rank {rank}: {error.message}"
+        assert error.attributes["collective"] == collective
+        assert collective in error.message and f"missing: rank {lost}:" in error.message
+        assert error.attributes["seconds"] < TIMEOUT + GRACE
 
 
-def test_a_stopped_host_of_the_store():
-    with doomed(2) as found:
-        error = survivors(found, 0, "tasks_failures:timed", 0, "stopped", "backward")[1]
-        assert error.kind == "RankFailure", error.trace
-        assert error.attributes["missing"] == (0,), error.message
+def test_a_rank_that_refuses_an_agreed_call_says_why(outcomes):
+    error = outcomes["refusing an agreed call"][1]
+    assert error.kind == "ValueError"
+    assert "agreed on for tokens = 12, this call has 13" in error.message
 
 
-def test_a_rank_that_refuses_an_agreed_call_is_missed():
-    with doomed() as found:
-        found.start("tasks_failures:stays_away")
-        errors = [found.result(rank, 30) for rank in range(3)]
-        assert errors[1].kind == "ValueError"
-        assert "agreed on for tokens = 12, this call has 13" in errors[1].message
-        for rank in (0, 2):
-            assert errors[rank].attributes["missing"] == (1,), errors[rank].message
-            assert "the forward exchange of states" in errors[rank].message
+def test_a_lost_store_is_told(outcomes):
+    assert "the group's store does not answer" in outcomes["killed host of the store"][1].message
 
 
 @pytest.mark.parametrize("change, said", [
     ({"heads": 4}, 'heads of q: 2 on ranks 0, 1, 4 on rank 2'),
+    ({"dtype": torch.float64}, 'dtype: "float32" on ranks 0, 1, "float64" on rank 2'),
     ({"key": 8}, "K: 4 on ranks 0, 1, 8 on rank 2"),
     ({"value": 5}, "V: 6 on ranks 0, 1, 5 on rank 2"),
     ({"batch": 2}, "B: 1 on ranks 0, 1, 2 on rank 2"),
