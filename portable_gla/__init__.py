@@ -16,12 +16,14 @@ from portable_gla.planning import Plan, plan
 from portable_gla.problem import Device, Problem, Reason
 from portable_gla.registry import BackendInfo, backends
 from portable_gla.settings import override, set_strict, strict
+from portable_gla.streaming import ResumeError, stream, stream_backward
 
 __version__ = "0.1.0"
 __all__ = [
     "BackendInfo", "Device", "HostMemoryError", "KernelError", "OffloadStates", "Plan", "PortabilityWarning", "Problem",
-    "Reason", "UnsupportedProblem",
-    "attention", "backends", "decode_", "offload_states", "override", "plan", "set_strict", "strict",
+    "Reason", "ResumeError", "UnsupportedProblem",
+    "attention", "backends", "decode_", "offload_states", "override", "plan", "set_strict", "stream",
+    "stream_backward", "strict",
 ]
 
 registry.load()

@@ -142,7 +142,6 @@ def test_several_graphs_at_a_time(inputs):
 
 @pytest.mark.parametrize("strided", ["transposed", "fused", "expanded"])
 def test_inputs_come_back_with_their_strides(inputs, strided):
-    q, k, v, g = inputs
     if strided == "transposed":
         changed = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in inputs]
     elif strided == "fused":
