@@ -40,10 +40,10 @@ class ShardedAttention:
         return distributed.attention(*tensors, sharding=self._sharding, **options)
 
 
-def build(seed: int, dtype: torch.dtype) -> ByteModel:
+def build(seed: int, dtype: torch.dtype, config: Config = Config()) -> ByteModel:  # noqa: B008 - frozen
     """Return the same model on every rank."""
     torch.manual_seed(seed)
-    return ByteModel(Config(), backend="eager" if dtype == torch.float64 else None).to(dtype)
+    return ByteModel(config, backend="eager" if dtype == torch.float64 else None).to(dtype)
 
 
 def train(model: ByteModel, source: Tensor, tokens: int, steps: int, rank: int = 0, ranks: int = 1,
