@@ -61,7 +61,7 @@ def agree(
     refusal: Exception | None = None
     ends: tuple[int, ...] | None = None
     try:
-        ends = None if cu_seqlens is None else _ends(q, cu_seqlens)
+        ends = None if cu_seqlens is None else _ends(cu_seqlens)
         facts = describe(q, k, v, g, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
                          ends=ends, reverse=reverse, bonus=bonus, layout=layout, backend=backend, order=order,
                          runs=runs, overlap=overlap, ranks=found.size, rank=found.rank)
@@ -147,7 +147,7 @@ def ends_again(agreed: Sharding, cu_seqlens: Tensor | None) -> tuple[int, ...] |
     return tuple(cu_seqlens.tolist())
 
 
-def _ends(q: Tensor, cu_seqlens: Tensor) -> tuple[int, ...]:
+def _ends(cu_seqlens: Tensor) -> tuple[int, ...]:
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError("cu_seqlens: expected a tensor [N + 1], N + 1 >= 1, got "
                          + (f"shape {list(cu_seqlens.shape)}" if isinstance(cu_seqlens, Tensor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import weakref
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ class Group:
     """One process group, with what is asked of it again and again."""
 
     def __init__(self, process_group: Any) -> None:
-        self.process_group = process_group
+        self._process_group = weakref.ref(process_group)  # a destroyed group is not kept by what is known of it
         self.ranks: tuple[int, ...] = tuple(dist.get_process_group_ranks(process_group))  # by their global numbers
         self.size = len(self.ranks)
         self.rank = self.ranks.index(dist.get_rank())
@@ -22,6 +22,14 @@ class Group:
         backend = dist.get_backend(process_group)
         self._host = backend in ("gloo", "mpi")  # the others move an accelerator's memory only
         self.collectives = 0  # started so far: equal on ranks that walk in step
+
+    @property
+    def process_group(self) -> Any:
+        """The ``torch.distributed.ProcessGroup``."""
+        found = self._process_group()
+        if found is None:
+            raise RuntimeError(f"the process group {self.name!r} has been destroyed")
+        return found
 
     def wire(self, like: Tensor | None = None) -> torch.device:
         """Return the device on which this group's messages lie: the CPU for Gloo and MPI, else the accelerator."""
@@ -37,7 +45,7 @@ class Group:
         return f"rank {rank}" if self.ranks[rank] == rank else f"rank {rank} (global rank {self.ranks[rank]})"
 
 
-_known = functools.lru_cache(maxsize=64)(Group)
+_known: weakref.WeakKeyDictionary[Any, Group] = weakref.WeakKeyDictionary()
 
 
 def resolve(group: Any) -> Group:
@@ -74,4 +82,7 @@ def resolve(group: Any) -> Group:
     if dist.get_rank(group) < 0:
         raise ValueError(f"group: global rank {dist.get_rank()} is not in it: "
                          f"its ranks are {dist.get_process_group_ranks(group)}")
-    return _known(group)
+    found = _known.get(group)
+    if found is None:
+        found = _known[group] = Group(group)
+    return found

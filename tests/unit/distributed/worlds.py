@@ -14,7 +14,8 @@ import time
 import traceback
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "portable_gla", "portable_gla.distributed"])
+_context.set_forkserver_preload([  # what a process would import; the optimisers import the second
+    "torch", "torch._dynamo", "safetensors.torch", "portable_gla.distributed", "portable_gla.testing.budgets"])
 
 
 class Lost(Exception):
