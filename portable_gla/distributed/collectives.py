@@ -13,8 +13,6 @@ from portable_gla.distributed import roll_call
 from portable_gla.distributed.groups import Group
 from portable_gla.distributed.roll_call import Place
 
-_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before 2.13
-
 
 class Pending:
     """A collective under way; :meth:`wait` gives its result, on the device where the message was."""
@@ -49,6 +47,11 @@ class Pending:
             action()
         except RuntimeError as error:
             raise roll_call.failure(self._group, self._place, error) from error
+
+
+def _gather_single(received: Tensor, sent: Tensor, **options: Any) -> Any:
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before 2.13
+    return gather(received, sent, **options)
 
 
 def _place(group: Group, name: str) -> Place:
