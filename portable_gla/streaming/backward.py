@@ -144,7 +144,7 @@ class _Backward:
 
     def _carried(self, name: str, shape: tuple[int, ...]) -> Part:
         def keep(x: Tensor) -> None:
-            self._found.carried[name] = x.clone()
+            self._found.carried[name] = x.cpu().clone()
 
         return Part(shape, keep)
 

@@ -109,7 +109,7 @@ class _Forward:
         if self._outputs.boundaries is not None:
             self._outputs.boundaries[segment.number + 1].copy_(found)
         if self._outputs.keep_state:
-            self._outputs.state = found.clone()
+            self._outputs.state = found.cpu().clone()
 
     def _end(self, segment: Segment, found: Tensor) -> None:
         target = self._outputs.final_state

@@ -157,7 +157,7 @@ def reporting(progress: bool | Report | None, what: str) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not (progress or console.is_terminal)) as bar:
+    console = Console(stderr=True, force_terminal=progress)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what)
         yield lambda done, total: bar.update(task, completed=done, total=total)

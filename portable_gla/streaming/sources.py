@@ -44,12 +44,15 @@ class Source:
         return torch.empty(self.given_shape, dtype=self.dtype, device="meta")
 
     def read(self, start: int, end: int, into: Tensor) -> None:
-        """Copy the tokens from ``start`` to ``end`` into a host tensor [B, end - start, ...]."""
+        """Copy the tokens from ``start`` to ``end`` into a tensor [B, end - start, ...]."""
         part = self._value[:, :, start:end] if self._heads_first else self._value[:, start:end]
         if isinstance(part, Tensor):
             into.copy_(part.transpose(1, 2) if self._heads_first else part)
         else:
-            np.copyto(into.numpy(), np.swapaxes(part, 1, 2) if self._heads_first else part)
+            dense = into if into.device.type == "cpu" else torch.empty_like(into, device="cpu")
+            np.copyto(dense.numpy(), np.swapaxes(part, 1, 2) if self._heads_first else part)
+            if dense is not into:
+                into.copy_(dense)
 
 
 class Target:
@@ -110,6 +113,6 @@ def overlap(left: Any, right: Any) -> bool:
 def _numpy_dtype(name: str, value: Any) -> torch.dtype:
     try:
         return torch.from_numpy(np.empty(0, value.dtype)).dtype
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"{name}: expected an array of a dtype that PyTorch has, in the machine's byte order, "
                         f"got {value.dtype}") from None

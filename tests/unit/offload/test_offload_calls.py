@@ -1,6 +1,8 @@
 """``offload_states`` around real calls of the CPU backend and of emulated Triton kernels; copies on fake streams."""
 
+import contextlib
 import gc
+import mmap
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 import portable_gla
 from portable_gla import ops
+from portable_gla.streams.immediate import ImmediateStreams
 from portable_gla.testing import emulate
+from portable_gla.testing.counting import counted
 from portable_gla.testing.streams import CopyError, ShuffledStreams, ThreadedStreams
 
 T, H, D = 530, 2, 8
@@ -263,3 +267,30 @@ def test_bad_arguments():
             ("prefetch", True, TypeError, "prefetch: expected an integer, got True")):
         with pytest.raises(error, match=message):
             portable_gla.offload_states(**{keyword: value})
+
+
+class AtOnce(ImmediateStreams):
+    """Copies at once, to host memory that is no memory of PyTorch's allocator: what is counted is the device's."""
+
+    overlaps = True
+
+    def host_memory(self, count):
+        return torch.frombuffer(mmap.mmap(-1, count), dtype=torch.uint8)
+
+
+def test_the_device_holds_the_states_of_few_calls(inputs):
+    """Counted: of ``layers`` calls' states all but two less in the forward pass."""
+    def forward(layers, offload):
+        with offload:
+            return many(layers, *inputs)
+
+    def many(layers, q, k, v, g):
+        return [portable_gla.attention(q, k, v, g) for _ in range(layers)]
+
+    layers = 10
+    offload = portable_gla.offload_states(streams=AtOnce())
+    forward(layers, offload)  # the pool is there
+    with_states, _ = counted(lambda: forward(layers, contextlib.nullcontext()))
+    without, _ = counted(lambda: forward(layers, offload))
+    assert with_states.left - without.left == layers * STATES
+    assert with_states.peak - without.peak >= (layers - 2) * STATES

@@ -166,7 +166,7 @@ def test_more_that_is_refused(tensors):
 def test_too_little_host_memory_is_said_before_any_work(tensors, monkeypatch):
     for module in ("job", "pipeline"):
         monkeypatch.setattr(f"portable_gla.streaming.{module}.available_host_bytes", lambda: 1000)
-    with pytest.raises(portable_gla.HostMemoryError, match="out: .* take 6.25 KiB of host memory, and 1000 B is"):
+    with pytest.raises(portable_gla.HostMemoryError, match=r"out: .* take 6\.25 KiB of host memory, and 1000 B is"):
         stream(tensors)
     streams = ShuffledStreams(0)
     with pytest.raises(portable_gla.HostMemoryError, match="of host memory for its buffers"):

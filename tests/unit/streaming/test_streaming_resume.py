@@ -118,7 +118,7 @@ def test_other_options_are_refused(inputs, interrupted, change, message):
     with pytest.raises(portable_gla.ResumeError, match=message):
         forward(inputs, out, resume=path, **change)
     assert path.read_bytes() == before
-    assert torch.equal(out["o"], kept, ) or torch.equal(out["o"].nan_to_num(), kept.nan_to_num())
+    assert torch.equal(out["o"].nan_to_num(), kept.nan_to_num())
     forward(inputs, out, resume=path)  # and the right call still goes on
 
 
@@ -137,7 +137,7 @@ def test_another_pass_is_refused(inputs, interrupted):
 
 def test_other_memory_to_write_to_is_refused(inputs, interrupted):
     _, path = interrupted
-    with pytest.raises(portable_gla.ResumeError, match="out does not hold what the interrupted run wrote to tokens 36 "):
+    with pytest.raises(portable_gla.ResumeError, match="out does not hold what the interrupted run wrote"):
         forward(inputs, memory(), resume=path)
 
 
