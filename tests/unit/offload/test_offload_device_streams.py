@@ -27,7 +27,7 @@ class Module:
     def __init__(self, status=0):
         self.log, self.status, self.running = [], status, None
 
-    def Stream(self, device):  # noqa: N802 - torch.cuda's name
+    def Stream(self, device):
         module = self
 
         class Stream:
@@ -36,7 +36,7 @@ class Module:
 
         return Stream()
 
-    def Event(self):  # noqa: N802 - torch.cuda's name
+    def Event(self):
         return Event(self.log)
 
     def current_stream(self, device):
@@ -54,15 +54,15 @@ class Module:
     def cudart(self):
         return self
 
-    def cudaHostRegister(self, address, count, flags):  # noqa: N802 - CUDA's name
+    def cudaHostRegister(self, address, count, flags):
         self.log.append(("register", address % 4096, count, flags))
         return self.status
 
-    def cudaHostUnregister(self, address):  # noqa: N802 - CUDA's name
+    def cudaHostUnregister(self, address):
         self.log.append(("unregister", address % 4096))
         return self.status
 
-    def cudaGetErrorString(self, status):  # noqa: N802 - CUDA's name
+    def cudaGetErrorString(self, status):
         return f"error {int(status)}"
 
 
