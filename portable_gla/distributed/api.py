@@ -12,10 +12,10 @@ from portable_gla import ops
 from portable_gla.api import _autocast
 from portable_gla.api import attention as local_attention
 from portable_gla.distributed.agreement import agree, check_again, describe, ends_again
-from portable_gla.distributed.decays import Tiles, over_tiles, tile_length
-from portable_gla.distributed.enter import Entry
+from portable_gla.distributed.decays import shape
+from portable_gla.distributed.enter import Entry, entry
 from portable_gla.distributed.exchange import Flight
-from portable_gla.distributed.function import Arrive, Decays, Depart
+from portable_gla.distributed.function import Arrive, Depart, Tap
 from portable_gla.distributed.groups import Group, resolve
 from portable_gla.distributed.order import Order
 from portable_gla.distributed.sharding import Run, Sharding
@@ -39,6 +39,10 @@ class _Inputs(NamedTuple):
     @property
     def state_dtype(self) -> torch.dtype:
         return torch.float64 if self.q.dtype == torch.float64 else torch.float32
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        return self.heads, self.q.shape[3], self.v.shape[3]
 
     def groups(self, count: int) -> Iterator[_Inputs]:
         """Cut the heads into neighbouring groups; which head reads which does not change."""
@@ -199,11 +203,11 @@ class _Call:
         self._sharding, self._inputs, self._options = sharding, inputs, options
         self._runs = sharding.mine
         self._flight = Flight(group, sharding)
-        o, slots, inner = self._local()
         self._entries = self._find_entries()
-        self._o = o
+        q, g = Tap.apply(self._flight, self._entries, inputs.q, inputs.g)  # type: ignore[no-untyped-call]
+        self._o, slots, inner = self._local(inputs._replace(q=q, g=g))
         self._token: Tensor = Depart.apply(  # type: ignore[no-untyped-call]
-            self._flight, self._anchor(), slots, self._decays(), inner, self._empty(),
+            self._flight, self._anchor(), self._decays(), slots, inner, self._empty(),
             *([inputs.initial_state] if self._runs else inputs))
 
     def arrive(self) -> tuple[Tensor, Tensor]:
@@ -212,20 +216,18 @@ class _Call:
             self._flight, self._entries, self._o, self._inputs.q, self._inputs.g, self._token)
         return found
 
-    def _local(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _local(self, inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run every run from its own documents' states; return o, the runs' last states, and the others."""
         outputs, slots, inner = [], [], []
-        for run, part in zip(self._runs, self._inputs.runs([run.length for run in self._runs]), strict=True):
+        for run, part in zip(self._runs, inputs.runs([run.length for run in self._runs]), strict=True):
             o, states = self._run(run, part)
             outputs.append(o)
             slots.append(states[-self._sharding.rows:])
             if len(run.pieces) > 1:
                 inner.append(states[:-1])
-        q, v = self._inputs.q, self._inputs.v
-        state_shape = (self._inputs.heads, q.shape[3], v.shape[3])
-        nothing = q.new_zeros(0, self._sharding.rows, *state_shape, dtype=self._inputs.state_dtype)
+        nothing = inputs.q.new_zeros(0, self._sharding.rows, *inputs.state_shape, dtype=inputs.state_dtype)
         if not self._runs:
-            outputs.append(v.new_zeros(q.shape[0], 0, self._inputs.heads, v.shape[3]))
+            outputs.append(inputs.v.new_zeros(inputs.q.shape[0], 0, inputs.heads, inputs.v.shape[3]))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1),
                 torch.stack(slots) if slots else nothing,
                 (torch.cat(inner) if inner else nothing[:, 0]) if self._options.final else None)
@@ -254,26 +256,25 @@ class _Call:
         return torch.cat(parts[::-1] if self._sharding.reverse else parts)
 
     def _find_entries(self) -> list[Entry]:
-        q, v, g = self._inputs.q, self._inputs.v, self._inputs.g
-        dtype = self._inputs.state_dtype
-        length = tile_length(q.shape[0], self._inputs.heads, max(q.shape[3], v.shape[3]), dtype.itemsize)
-        entries = []
+        inputs, found = self._inputs, []
         for run in self._runs:
-            if not run.enters or not run.pieces:
-                continue
-            first = run.pieces[0]
-            tiles = Tiles(run.offset + first.start, run.offset + first.stop, length, self._sharding.reverse)
-            with torch.no_grad():
-                before = None if g is None else over_tiles(g, tiles, dtype)
-            entries.append(Entry(run.place, tiles, before, self._options.scale, self._inputs.bonus is not None))
-        return entries
+            if run.enters and run.pieces:
+                first = run.pieces[0]
+                found.append(entry(
+                    run.place, run.offset + first.start, run.offset + first.stop, inputs.q, inputs.g,
+                    inputs.state_shape, inputs.state_dtype, self._options.scale, reverse=self._sharding.reverse,
+                    exclusive=inputs.bonus is not None))
+        return found
 
     def _decays(self) -> Tensor | None:
-        if self._inputs.g is None:
+        """Return the decay over each run's first piece where a state comes in, and 1 elsewhere."""
+        g = self._inputs.g
+        if g is None:
             return None
-        like = self._inputs.q.new_empty(0, dtype=self._inputs.state_dtype)
-        found: Tensor = Decays.apply(  # type: ignore[no-untyped-call]
-            self._entries, len(self._runs), like, self._inputs.g)
+        found = g.new_ones(len(self._runs), *shape(g), dtype=self._inputs.state_dtype)
+        for each in self._entries:
+            assert each.decay is not None
+            found[each.run] = each.decay
         return found
 
     def _empty(self) -> Tensor | None:

@@ -16,12 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 
 CHUNK = 32  # tokens whose logarithms are added up before exp
-TILE_BYTES = 2**23  # what one temporary of a tile may take
 
 
-def tile_length(rows: int, heads: int, channels: int, itemsize: int) -> int:
+def tile_bytes(device: torch.device) -> int:
+    """Return what one temporary of a tile may take: within a core's cache, or enough for a launch to be worth it."""
+    return 2**20 if device.type == "cpu" else 2**26
+
+
+def tile_length(device: torch.device, rows: int, heads: int, channels: int, itemsize: int) -> int:
     """Return how many tokens one tile has: a multiple of the chunk."""
-    return max(CHUNK, TILE_BYTES // max(1, rows * heads * channels * itemsize) // CHUNK * CHUNK)
+    return max(CHUNK, tile_bytes(device) // max(1, rows * heads * channels * itemsize) // CHUNK * CHUNK)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class Tiles:
 
     def __len__(self) -> int:
         return -(-(self.stop - self.start) // self.length)
+
+    def first(self, count: int) -> Tiles:
+        """Return the first ``count`` tiles, in processing order."""
+        most = min(self.stop - self.start, count * self.length)
+        if self.reverse:
+            return Tiles(self.stop - most, self.stop, self.length, True)
+        return Tiles(self.start, self.start + most, self.length, False)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for index in range(len(self)):
@@ -65,19 +76,27 @@ def _chunks(part: Tensor) -> Tensor:
     return padded.reshape(part.shape[0], -1, CHUNK, *part.shape[2:])
 
 
-def over_tiles(g: Tensor, tiles: Tiles, dtype: torch.dtype) -> Tensor:
-    """Return the decay before each tile and after the last: [tiles + 1, B, Hg, K] (K is 1 of one gate per head)."""
-    shape = (1, g.shape[0], 1) if g.dim() == 1 else (g.shape[0], g.shape[2], g.shape[3] if g.dim() == 4 else 1)
-    decay = g.new_ones(shape, dtype=dtype)
-    found = [decay]
-    gone = False
+def over_tiles(g: Tensor, tiles: Tiles, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Return the decay before each tile, and that after the last; [rows or 1, Hg, K], K being 1 of one gate per head.
+
+    Tiles at which nothing is left are left out of the list: what is zero stays zero. Only a CPU can tell without a
+    wait; elsewhere the list is whole.
+    """
+    decay = g.new_ones(shape(g), dtype=dtype)
+    before = []
     for tile in tiles:
-        if not gone:
-            decay = decay * _chunks(gates(g, tile, tiles.reverse, dtype)).sum(2).exp().prod(1)
-            # Once everything is forgotten it stays so. Only a CPU can ask without a wait.
-            gone = decay.device.type == "cpu" and not bool(decay.any())
-        found.append(decay)
-    return torch.stack(found)
+        if decay.device.type == "cpu" and not bool(decay.any()):
+            break
+        before.append(decay)
+        decay = decay * _chunks(gates(g, tile, tiles.reverse, dtype)).sum(2).exp().prod(1)
+    return before, decay
+
+
+def shape(g: Tensor) -> tuple[int, int, int]:
+    """Return the shape of a decay: [rows, Hg, K], K being 1 of one gate per head, and rows of a constant."""
+    if g.dim() == 1:
+        return 1, g.shape[0], 1
+    return g.shape[0], g.shape[2], g.shape[3] if g.dim() == 4 else 1
 
 
 def within(part: Tensor, before: Tensor, exclusive: bool) -> Tensor:

@@ -56,6 +56,9 @@ class Flight:
         self._decays: Tensor | None = None  # [P, runs, rows or 1, Hg, K or 1] of all ranks
         self.incoming: list[Tensor | None] = [None] * len(sharding.mine)  # by own run; None: nothing comes in
         self._final_shape: torch.Size | None = None
+        self.tapped = False  # whether q or g wants a gradient
+        self.input_gradients: list[tuple[Tensor, Tensor | None]] = []  # of q and g, from Arrive to Tap
+        self.ddecays: Tensor | None = None  # from Depart to Tap
 
     def depart(self, sent: Sent) -> None:
         """Start the gather."""

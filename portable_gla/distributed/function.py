@@ -1,8 +1,15 @@
 """The exchange as autograd sees it: a run's states depart in one node, and what comes in arrives in another.
 
-Two nodes, so that other work runs between them in both directions: forward, the local pass of further heads, and the
-weighted queries; backward, the gradients of q and g, and the local pass of further heads. They are tied by a tensor
-without elements; what they exchange lies in the :class:`Flight`.
+::
+
+    q, g ── Tap ── local attention ── Depart ─ ─ Arrive ── o, final states
+      └─────────────────────────────────────────────┘
+
+Nodes of their own, so that other work runs between them in both directions: forward, the local pass of further heads,
+and the weighted queries; backward, the gradients of q and g, and the local pass of further heads. Depart and Arrive are
+tied by a tensor without elements; what they exchange lies in the :class:`Flight`. The gradients that Arrive has for q
+and g are left there too, and Tap adds them to those that come out of the local pass, in place and only where there are
+any: autograd's own sum would go over every token.
 """
 
 from __future__ import annotations
@@ -11,54 +18,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from portable_gla.distributed.decays import tile_bytes
 from portable_gla.distributed.enter import Entry
 from portable_gla.distributed.exchange import Flight, Sent
 
-PREPARED_TILES = 8  # weighted queries that are made while the states fly: 64 MiB at most
+PREPARED_BYTES = 2**26  # of weighted queries that are made while the states fly
 
 
-class Decays(torch.autograd.Function):
-    """The decay over the first piece of each of this rank's runs: [runs, rows or 1, Hg, K or 1]; 1 without an entry."""
-
-    @staticmethod
-    def forward(ctx: Any, entries: list[Entry], runs: int, like: Tensor, g: Tensor) -> Tensor:
-        """Collect what the entries have."""
-        found = like.new_ones(runs, *_gate_shape(g))
-        for entry in entries:
-            assert entry.before is not None
-            found[entry.run] = entry.before[-1]
-        ctx.save_for_backward(g, found)
-        ctx.entries = entries
-        return found
+class Tap(torch.autograd.Function):
+    """Let q and g through to the local pass; on the way back add what the incoming states mean for them."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, Tensor]:
-        """Give every token of an entry the same gradient."""
-        g, found = ctx.saved_tensors
-        slope = (found * gradients[0]).to(g.dtype)  # by the sum of the logarithms
-        if g.dim() == 1:
-            dg = torch.zeros_like(g)
-            for entry in ctx.entries:
-                dg += (entry.tiles.stop - entry.tiles.start) * slope[entry.run].flatten()
-            return None, None, None, dg
-        if g.dim() == 3:
-            slope = slope[..., 0]
-        if len(ctx.entries) == 1:
-            entry = ctx.entries[0]
-            if (entry.tiles.start, entry.tiles.stop) == (0, g.shape[1]):
-                return None, None, None, slope[entry.run][:, None].expand(g.shape)
-        dg = torch.zeros_like(g)
-        for entry in ctx.entries:
-            dg[:, entry.tiles.start:entry.tiles.stop] = slope[entry.run][:, None]
-        return None, None, None, dg
+    def forward(ctx: Any, flight: Flight, entries: list[Entry], q: Tensor,
+                g: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return views."""
+        ctx.flight, ctx.entries = flight, entries
+        flight.tapped = any(ctx.needs_input_grad[2:])
+        ctx.set_materialize_grads(False)
+        return q.view_as(q), None if g is None else g.view_as(g)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dq: Tensor | None, dg: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Add; the gradients are the local pass's own, and nobody else holds them."""
+        found, ctx.flight.input_gradients = ctx.flight.input_gradients, []
+        dq, dg = _writable(dq), _writable(dg)
+        for entry, (more_q, more_g) in zip(ctx.entries, found, strict=True):
+            here = slice(entry.tiles.start, entry.tiles.stop)
+            if dq is not None:
+                dq[:, here] += more_q
+            if dg is not None and more_g is not None:
+                _add_to_gate(dg, entry, more_g, ctx.flight.ddecays)
+        return None, None, dq, dg
 
 
 class Depart(torch.autograd.Function):
     """Send the states; the result only ties this node to :class:`Arrive`."""
 
     @staticmethod
-    def forward(ctx: Any, flight: Flight, anchor: Tensor, slots: Tensor, decays: Tensor | None, inner: Tensor | None,
+    def forward(ctx: Any, flight: Flight, anchor: Tensor, decays: Tensor | None, slots: Tensor, inner: Tensor | None,
                 empty: Tensor | None, *unused: Tensor | None) -> Tensor:
         """Start the gather; ``unused`` are inputs that this rank may not read, whose gradient is then zero."""
         flight.depart(Sent(slots, decays, inner, empty))
@@ -67,10 +67,13 @@ class Depart(torch.autograd.Function):
         return anchor.new_zeros(0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Wait for the gradients, which :class:`Arrive` has sent off."""
+        found = ctx.flight.land_backward()
+        ctx.flight.ddecays = found.decays
         zeros = [None if x is None else torch.zeros((), dtype=x[1], device=x[2]).expand(x[0]) for x in ctx.unused]
-        return (None, None, *ctx.flight.land_backward(), *zeros)
+        return (None, None, None, found.slots, found.inner, found.empty, *zeros)
 
 
 class Arrive(torch.autograd.Function):
@@ -81,7 +84,7 @@ class Arrive(torch.autograd.Function):
                 token: Tensor) -> tuple[Tensor, Tensor]:
         """Weight queries while the states fly, wait, and add."""
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        left, prepared = PREPARED_TILES, []
+        left, prepared = max(1, PREPARED_BYTES // tile_bytes(q.device)), []
         for entry in entries:
             prepared.append(entry.prepare(q, g, o.shape[2], dtype, left))
             left -= len(prepared[-1])
@@ -100,38 +103,39 @@ class Arrive(torch.autograd.Function):
         return o, final
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
         """Send the states' gradients off, and compute the others while they fly."""
         q, g = ctx.saved_tensors
         flight, entries = ctx.flight, ctx.entries
-        do, dfinal = gradients
         if do is None:
             do = q.new_zeros(()).expand(ctx.shape)
         dincoming: list[Tensor | None] = [None] * len(flight.incoming)
         for entry in entries:
             dincoming[entry.run] = entry.state_gradient(q, g, do, flight.incoming[entry.run])
         flight.depart_backward(dincoming, dfinal)
-        dq = torch.zeros_like(q)
-        dg = None
-        if g is not None and entries:
-            rows = q.shape[0]
-            dg = flight.incoming[entries[0].run].new_zeros(rows, q.shape[1], *_gate_shape(g)[1:])
-        for entry in entries:
-            entry.input_gradients(q, g, do, flight.incoming[entry.run], dq, dg)
-        return None, None, do, dq, None if g is None or dg is None else _folded(dg, g), q.new_zeros(0)
+        if flight.tapped:
+            flight.input_gradients = [
+                entry.input_gradients(q, g, do, flight.incoming[entry.run]) for entry in entries]
+        return None, None, do, None, None, q.new_zeros(0)
 
 
-def _gate_shape(g: Tensor) -> tuple[int, int, int]:
-    """Return [rows or 1, Hg, K or 1], the shape of a decay."""
-    if g.dim() == 1:
-        return 1, g.shape[0], 1
-    return g.shape[0], g.shape[2], g.shape[3] if g.dim() == 4 else 1
+def _writable(x: Tensor | None) -> Tensor | None:
+    """Copy what is expanded: its elements share memory."""
+    if x is not None and any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
 
 
-def _folded(dg: Tensor, g: Tensor) -> Tensor:
-    """Bring a gate's gradient [B, T, Hg, K or 1] to g's own shape and dtype."""
-    if g.dim() == 1:
-        return dg.sum((0, 1, 3)).to(g.dtype)
-    return (dg if g.dim() == 4 else dg[..., 0]).to(g.dtype)
-
-
+def _add_to_gate(dg: Tensor, entry: Entry, more: Tensor, ddecays: Tensor) -> None:
+    """Add to g's gradient, in its own shape, at the tiles ``more`` and at the whole piece that of its decay."""
+    assert entry.decay is not None
+    whole = entry.decay * ddecays[entry.run]  # by the sum of the logarithms: the same for every token
+    if dg.dim() == 1:
+        dg += more.sum((0, 1, 3)) + (entry.stop - entry.start) * whole.flatten()
+        return
+    if dg.dim() == 3:
+        more, whole = more[..., 0], whole[..., 0]
+    dg[:, entry.tiles.start:entry.tiles.stop] += more
+    if whole.device.type != "cpu" or bool(whole.any()):  # over a long run everything is forgotten
+        dg[:, entry.start:entry.stop] += whole[:, None]

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from portable_gla import registry
 from portable_gla.distributed import api, attention
-from portable_gla.distributed.enter import Entry
+from portable_gla.distributed.enter import Entry, entry
 from portable_gla.distributed.exchange import Flight
 
 
@@ -76,7 +76,7 @@ def only_some_inputs_want_gradients(rank, size, seed):
 
 
 def largest_temporary(rank, size, tokens):
-    """Return the bytes of the largest tensor made in Entry's passes, by pass, with tiles of 64 KiB."""
+    """Return the bytes of the largest tensor made in an entry's forward passes, by pass, with tiles of 64 KiB."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from portable_gla.distributed import decays
@@ -94,19 +94,17 @@ def largest_temporary(rank, size, tokens):
 
     q, g = torch.randn(1, tokens, 2, 8), torch.full((1, tokens, 2, 8), -1e-5)
     o = do = torch.randn(1, tokens, 2, 8)
-    state, dq, dg = torch.randn(1, 2, 8, 8), torch.zeros_like(q), torch.zeros_like(g)
-    decays.TILE_BYTES, kept = 2**16, decays.TILE_BYTES
-    try:
-        tiles = decays.Tiles(0, tokens, decays.tile_length(1, 2, 8, 4), reverse=bool(rank))
-    finally:
-        decays.TILE_BYTES = kept
+    state = torch.randn(1, 2, 8, 8)
+    genuine, decays.tile_bytes = decays.tile_bytes, lambda device: 2**16
     sizes = {}
-    with Largest() as seen:
-        entry = Entry(0, tiles, decays.over_tiles(g, tiles, torch.float32), 1.0, False)
-        for name, work in (("add", lambda: entry.add(o, q, g, state, [])),
-                           ("dS", lambda: entry.state_gradient(q, g, do, state)),
-                           ("dq, dg", lambda: entry.input_gradients(q, g, do, state, dq, dg))):
-            seen.most = 0
-            work()
-            sizes[name] = seen.most
+    try:
+        with Largest() as seen:
+            found = entry(0, 0, tokens, q, g, (2, 8, 8), torch.float32, 1.0, reverse=bool(rank), exclusive=False)
+            for name, work in (("add", lambda: found.add(o, q, g, state, [])),
+                               ("dS", lambda: found.state_gradient(q, g, do, state))):
+                seen.most = 0
+                work()
+                sizes[name] = seen.most
+    finally:
+        decays.tile_bytes = genuine
     return sizes
