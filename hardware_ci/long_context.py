@@ -6,6 +6,7 @@ counted by PyTorch's own allocator.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def offload(device: torch.device, tokens: int, layers: int, heads: int, head_dim
         moved[name] = getattr(entered, "moved_bytes", 0)
 
     found: dict[str, list[float]] = {name: [] for name in contexts}
-    peaks = {name: _peak(device, lambda name=name: step(name)) for name in contexts}  # which warms up as well
+    peaks = {name: _peak(device, functools.partial(step, name)) for name in contexts}  # which warms up as well
     for _ in range(samples):
         for name in contexts:
             _synchronise(device)
@@ -125,8 +126,9 @@ def long(
     Exit status: 1 if offloading states makes a step take more than 1.1 times as long, or a streamed result is wrong.
     """
     where = options.present_device(device)
-    found: dict[str, Any] = {"device": str(where), "offload": offload(where, train_tokens, layers, heads, head_dim, samples),
-             "stream": streamed(where, tokens, heads, head_dim, cap)}
+    found: dict[str, Any] = {
+        "device": str(where), "offload": offload(where, train_tokens, layers, heads, head_dim, samples),
+        "stream": streamed(where, tokens, heads, head_dim, cap)}
     ratio, wrong = found["offload"]["ratios"]["residuals"], max(found["stream"]["errors"].values())
     held = {"offload": where.type == "cpu" or ratio <= MOST_TIME, "stream": wrong <= 2**-6}
     if json:
