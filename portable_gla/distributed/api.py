@@ -56,6 +56,10 @@ class _Inputs(NamedTuple):
 
     def runs(self, lengths: Sequence[int]) -> Iterator[_Inputs]:
         """Cut the tokens into runs."""
+        if len(lengths) == 1:
+            yield self  # a split into one would copy the gradient
+            return
+
         def cut(x: Tensor | None) -> Sequence[Tensor | None]:
             return [x] * len(lengths) if x is None or x.dim() == 1 else torch.split(x, list(lengths), 1)
 

@@ -45,7 +45,8 @@ def offload_states(*, tensors: str = "residuals", host_bytes: int | None = None,
         the pool grows as calls ask. Either way it is kept for later steps, and for other contexts of the same
         ``host_bytes`` and ``prefetch``; see :func:`portable_gla.offload.release_host_memory`.
     prefetch
-        How many tensors are copied ahead of the backward pass, and how many may be on their way out; 1 or more.
+        How many calls' tensors are copied ahead of the backward pass, and how many calls' may be on their way out; 1
+        or more.
     streams
         The streams of the device, in place of its own: for tests, see ``portable_gla.testing.streams``.
 
@@ -93,8 +94,8 @@ class OffloadStates:
         """Bytes copied out under this context so far."""
         self._all, self._fixed, self._prefetch, self._injected = tensors == "all", host_bytes, prefetch, streams
         self._used: dict[torch.device, Engine] = {}
-        self._notes: dict[int, tuple[weakref.ref[Any], bool]] = {}
-        self._entered: list[tuple[Any, Token[ops.Saving | None]]] = []
+        self._notes: dict[int, tuple[weakref.ref[Any], int, bool]] = {}
+        self._entered = _Stack()
 
     @property
     def host_bytes(self) -> int:
@@ -104,11 +105,11 @@ class OffloadStates:
     def __enter__(self) -> OffloadStates:
         hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
         hooks.__enter__()
-        self._entered.append((hooks, ops.saving.set(self)))
+        self._entered.items.append((hooks, ops.saving.set(self)))
         return self
 
     def __exit__(self, *error: object) -> None:
-        hooks, token = self._entered.pop()
+        hooks, token = self._entered.items.pop()
         ops.saving.reset(token)
         hooks.__exit__(*error)
         self._notes.clear()
@@ -123,18 +124,20 @@ class OffloadStates:
 
     def note(self, call: Call, residual: Tensor) -> None:
         """Remember which storage holds a call's states, and with ``tensors="all"`` its inputs."""
-        if self._engine(call.q.device) is None:
+        engine = self._engine(call.q.device)
+        if engine is None:
             return
+        group = engine.new_group()
         if self._all:
             for x in (call.q, call.k, call.v, call.g):
                 if x is not None:
-                    self._remember(x, owned=False)
-        self._remember(residual, owned=True)
+                    self._remember(x, group, owned=False)
+        self._remember(residual, group, owned=True)
 
-    def _remember(self, x: Tensor, *, owned: bool) -> None:
+    def _remember(self, x: Tensor, group: int, *, owned: bool) -> None:
         storage = x.untyped_storage()
         key = storage._cdata
-        self._notes[key] = weakref.ref(storage, lambda _: self._notes.pop(key, None)), owned
+        self._notes[key] = weakref.ref(storage, lambda _: self._notes.pop(key, None)), group, owned
 
     def _pack(self, x: Tensor) -> Moved | _Kept:
         # While torch.compile traces, x may be a stand-in without memory; and what has no elements needs no moving.
@@ -143,7 +146,7 @@ class OffloadStates:
             return _Kept(x)
         engine = self._engine(x.device)
         assert engine is not None
-        moved = engine.pack(x, owned=note[1])
+        moved = engine.pack(x, group=note[1], owned=note[2])
         self.moved_bytes += moved.slot.memory.numel()
         return moved
 
@@ -164,6 +167,13 @@ class OffloadStates:
                     found = _engines[key] = _new_engine(layer, self._fixed, self._prefetch)
         self._used[device] = found
         return found
+
+
+class _Stack(threading.local):
+    """The contexts that a thread has entered, to be left in turn."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[Any, Token[ops.Saving | None]]] = []
 
 
 class _Kept:

@@ -7,8 +7,10 @@ with what is computed next.
 
 Back, on another: into memory that belongs to the current stream from the moment it is allocated ("room"), from a slot
 that is written ("in the slot"); whoever reads it waits for it ("copied back"), and so does whoever gets the memory of a
-copy that nobody came for ("orphan filled"). Taking one tensor starts the copies of those saved before it, which a
-backward pass wants next.
+copy that nobody came for ("orphan filled").
+
+Tensors go in groups: what one call saves. Taking a tensor starts the copies of the rest of its group and of the groups
+saved before it, which a backward pass wants next.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ class Moved:
     strides: tuple[int, ...]
     stored: Event
     number: int
+    group: int
+    fetched: bool = False  # a copy back was started, in the present walk through the graph
     loaded: Event = None  # of the last copy back
     arriving: Tensor | None = None  # the device memory of a copy back that nobody has taken yet
     owner: Stream = None  # the stream in whose order that memory was allocated
@@ -47,20 +51,26 @@ class Moved:
 class Engine:
     """The streams, the pool, and what is at present in it, for one device.
 
-    ``ahead`` is both how many tensors are on their way out at most before computation waits for the oldest, and how
-    many are copied back before they are asked for.
+    ``ahead`` is both how many groups are on their way out at most before computation waits for the oldest, and how many
+    are copied back before they are asked for.
     """
 
     def __init__(self, streams: Streams, pool: HostPool, ahead: int) -> None:
         self.streams, self.pool, self._ahead = streams, pool, ahead
         self._outward, self._homeward = streams.new_stream(), streams.new_stream()
-        self._leaving: deque[tuple[Tensor, bool, Event, Stream]] = deque()
+        self._leaving: deque[tuple[int, Tensor, bool, Event, Stream]] = deque()
         self._orphans: deque[tuple[Tensor, Event, Stream]] = deque()
         self._held: OrderedDict[int, weakref.ref[Moved]] = OrderedDict()
-        self._count = 0
+        self._count = self._groups = 0
         self._lock = threading.RLock()  # re-entered where a graph dies inside
 
-    def pack(self, x: Tensor, *, owned: bool) -> Moved:
+    def new_group(self) -> int:
+        """Begin the group of what another call saves."""
+        with self._lock:
+            self._groups += 1
+            return self._groups
+
+    def pack(self, x: Tensor, *, group: int, owned: bool) -> Moved:
         """Start to copy ``x`` out; ``owned``: nobody else reads it, so that its memory may be used again."""
         streams, current = self.streams, self.streams.current()
         shape, strides = tuple(x.shape), tuple(x.stride())
@@ -75,10 +85,10 @@ class Engine:
                 streams.wait(self._outward, event, "host slot free")
             streams.copy(self._outward, _in_slot(slot, x.dtype, tuple(source.shape), strides), source)
             stored = streams.record(self._outward)
-            self._leaving.append((x, owned, stored, current))
+            self._leaving.append((group, x, owned, stored, current))
             self._let_go(self._ahead)
             self._count += 1
-            moved = Moved(self, slot, x.dtype, shape, strides, stored, self._count)
+            moved = Moved(self, slot, x.dtype, shape, strides, stored, self._count, group)
             self._held[self._count] = weakref.ref(moved)
         return moved
 
@@ -89,11 +99,15 @@ class Engine:
             if moved.arriving is not None and moved.owner != current:  # not in this stream's order: leave it
                 self._orphans.append((moved.arriving, moved.loaded, moved.owner))
                 moved.arriving = None
+            following = self._following(moved)
             if moved.arriving is None:
+                if moved.fetched:  # and taken already: the graph is walked again
+                    for other in following:
+                        other.fetched = other.arriving is not None
                 self._fetch(moved, current)
-            for earlier in self._before(moved):
-                if earlier.arriving is None:
-                    self._fetch(earlier, current)
+            for other in following:
+                if not other.fetched:
+                    self._fetch(other, current)
             self._let_go(len(self._leaving))
             streams.wait(current, moved.loaded, "copied back")
             found, moved.arriving = moved.arriving, None
@@ -117,19 +131,21 @@ class Engine:
             unwanted, loaded, stream = self._orphans.popleft()
             self.streams.wait(stream, loaded, "orphan filled")
             self.streams.free(stream, unwanted)
-        while len(self._leaving) > most:
-            x, owned, stored, stream = self._leaving.popleft()
+        while len({group for group, *_ in self._leaving}) > most:
+            _, x, owned, stored, stream = self._leaving.popleft()
             self.streams.wait(stream, stored, "copied out")
             if owned:
                 self.streams.free(stream, x)
 
-    def _before(self, moved: Moved) -> list[Moved]:
-        found: list[Moved] = []
-        for number in reversed(list(self._held)):
-            other = self._held[number]() if number < moved.number and number in self._held else None
-            if other is not None and len(found) < self._ahead:
-                found.append(other)
-        return found
+    def _following(self, moved: Moved) -> list[Moved]:
+        """List what will be wanted after ``moved``: its own group, and those saved before it, the latest first."""
+        groups: dict[int, list[Moved]] = {}
+        for reference in list(self._held.values()):
+            other = reference()
+            if other is not None and other is not moved and other.group <= moved.group:
+                groups.setdefault(other.group, []).append(other)
+        earlier = sorted(groups.keys() - {moved.group}, reverse=True)[:self._ahead]
+        return [other for group in (moved.group, *earlier) for other in groups.get(group, ())]
 
     def _fetch(self, moved: Moved, current: Stream) -> None:
         streams = self.streams
@@ -139,7 +155,7 @@ class Engine:
         streams.wait(self._homeward, moved.stored, "in the slot")
         streams.copy(self._homeward, target, _in_slot(moved.slot, moved.dtype, shape, moved.strides))
         moved.loaded = streams.record(self._homeward)
-        moved.arriving, moved.owner = target, current
+        moved.arriving, moved.owner, moved.fetched = target, current, True
 
 
 def _small(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:

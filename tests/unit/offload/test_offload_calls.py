@@ -57,6 +57,8 @@ def test_gradients_are_the_same_to_the_bit(inputs, seed, tensors):
                 assert same(gradients(model, inputs, offload), expected)
             saved = STATES if tensors == "residuals" else STATES + 4 * 4 * T * H * D
             assert offload.moved_bytes == 2 * LAYERS * saved
+            # Out once and back once, whatever was copied ahead.
+            assert streams.copies == 2 * 2 * LAYERS * (1 if tensors == "residuals" else 5)
 
 
 def test_emulated_triton_kernels(seed):
@@ -128,10 +130,12 @@ def test_a_graph_that_dies_gives_its_slots_back(inputs):
 
 def test_a_graph_can_be_walked_twice(inputs):
     expected = gradients(model, inputs)
-    with portable_gla.offload_states(streams=ShuffledStreams(0)):
+    streams = ShuffledStreams(0)
+    with portable_gla.offload_states(streams=streams):
         o = model(*inputs)
-    for _ in range(2):
+    for walk in range(3):
         assert same([o.detach(), *torch.autograd.grad(o.square().sum(), inputs, retain_graph=True)], expected)
+        assert streams.copies == LAYERS * (2 + walk)
 
 
 def test_several_graphs_at_a_time(inputs):

@@ -22,12 +22,15 @@ def right(streams, seed):
     wanted, found = [], []
     for step in range(3):
         saved = []
+        group = engine.new_group()
         with streams.computing_on(forward):
             for layer in range(chance.randint(2, 4)):
+                if chance.random() < 0.7:
+                    group = engine.new_group()
                 value = float(10 * step + layer + 1)
                 states = streams.empty_strided(SHAPE, STRIDES, torch.float32)
                 streams.launch(forward, lambda states=states, value=value: states.fill_(value))
-                saved.append((value, engine.pack(states, owned=True)))
+                saved.append((value, engine.pack(states, group=group, owned=True)))
                 del states
             if chance.random() < 0.5:
                 engine.flush()
@@ -85,6 +88,6 @@ def test_a_failing_copy_is_raised_where_its_tensor_is_wanted():
         streams = ShuffledStreams(failing, failing_copy=failing)
         engine = Engine(streams, HostPool(streams), ahead=1)
         with pytest.raises(RuntimeError, match=f"copy {failing} failed"):
-            saved = [engine.pack(torch.full(SHAPE, float(n)), owned=True) for n in range(3)]
+            saved = [engine.pack(torch.full(SHAPE, float(n)), group=n, owned=True) for n in range(3)]
             while saved:
                 engine.unpack(saved.pop())
