@@ -95,6 +95,7 @@ class OffloadStates:
         self._all, self._fixed, self._prefetch, self._injected = tensors == "all", host_bytes, prefetch, streams
         self._used: dict[torch.device, Engine] = {}
         self._notes: dict[int, tuple[weakref.ref[Any], int, bool]] = {}
+        self._relaxed = 0  # the group whose tensors may come back with other strides
         self._entered = _Stack()
 
     @property
@@ -134,19 +135,29 @@ class OffloadStates:
                     self._remember(x, group, owned=False)
         self._remember(residual, group, owned=True)
 
+    def relax(self, residual: Tensor) -> None:
+        """Remember that a call's tensors may come back without the gaps that they have as parts of larger ones."""
+        note = self._note(residual)
+        if note is not None:
+            self._relaxed = note[1]
+
+    def _note(self, x: Tensor) -> tuple[weakref.ref[Any], int, bool] | None:
+        # While torch.compile traces, x may be a stand-in without memory.
+        note = self._notes.get(x.untyped_storage()._cdata) if type(x) is Tensor else None
+        return None if note is None or note[0]() is None else note
+
     def _remember(self, x: Tensor, group: int, *, owned: bool) -> None:
         storage = x.untyped_storage()
         key = storage._cdata
         self._notes[key] = weakref.ref(storage, lambda _: self._notes.pop(key, None)), group, owned
 
     def _pack(self, x: Tensor) -> Moved | _Kept:
-        # While torch.compile traces, x may be a stand-in without memory; and what has no elements needs no moving.
-        note = self._notes.get(x.untyped_storage()._cdata) if type(x) is Tensor and x.numel() else None
-        if note is None or note[0]() is None:
+        note = self._note(x)
+        if note is None or not x.numel():
             return _Kept(x)
         engine = self._engine(x.device)
         assert engine is not None
-        moved = engine.pack(x, group=note[1], owned=note[2])
+        moved = engine.pack(x, group=note[1], owned=note[2], dense=note[1] == self._relaxed)
         self.moved_bytes += moved.slot.memory.numel()
         return moved
 

@@ -70,14 +70,21 @@ class Engine:
             self._groups += 1
             return self._groups
 
-    def pack(self, x: Tensor, *, group: int, owned: bool) -> Moved:
-        """Start to copy ``x`` out; ``owned``: nobody else reads it, so that its memory may be used again."""
+    def pack(self, x: Tensor, *, group: int, owned: bool, dense: bool = False) -> Moved:
+        """Start to copy ``x`` out.
+
+        ``owned``: nobody else reads it, so that its memory may be used again; ``dense``: it may come back without the
+        gaps between its elements.
+        """
         streams, current = self.streams, self.streams.current()
         shape, strides = tuple(x.shape), tuple(x.stride())
         if _overlaps(_small(shape, strides), strides):
             x, owned = x.contiguous(), False
             strides = tuple(x.stride())
         source = x.as_strided(_small(shape, strides), strides)
+        if dense and not _without_gaps(tuple(source.shape), strides):
+            closed = _contiguous(tuple(source.shape))
+            strides = tuple(0 if old == 0 else new for old, new in zip(strides, closed, strict=True))
         with self._lock:
             slot = self.pool.take(source.numel() * source.element_size())
             streams.wait(self._outward, streams.record(current), "made")
@@ -177,12 +184,23 @@ def _overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return False
 
 
-def _in_slot(slot: Slot, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
-    """View a slot as the tensor that it holds: with the tensor's own strides where they leave no gaps, else dense."""
-    flat = slot.memory.view(dtype)
+def _without_gaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     expected = 1
     for stride, size in _extents(shape, strides):
         if stride != expected:
-            return flat.view(shape)
+            return False
         expected *= size
-    return flat.as_strided(shape, strides)
+    return True
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * size)
+    return tuple(strides)
+
+
+def _in_slot(slot: Slot, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+    """View a slot as the tensor that it holds: with the tensor's own strides where they leave no gaps, else dense."""
+    flat = slot.memory.view(dtype)
+    return flat.as_strided(shape, strides) if _without_gaps(shape, strides) else flat.view(shape)

@@ -70,6 +70,17 @@ def test_emulated_triton_kernels(seed):
     assert offload.moved_bytes == LAYERS * 4 * 16 * 16  # one boundary
 
 
+def test_the_eager_backend(inputs):
+    offload = portable_gla.offload_states(streams=ShuffledStreams(0), tensors="all")
+
+    def two(q, k, v, g):
+        return portable_gla.attention(q, k, portable_gla.attention(q, k, v, g, backend="eager"), g, backend="eager")
+
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    assert same(gradients(two, wide, offload), gradients(two, wide))
+    assert offload.moved_bytes > 2 * 4 * 8 * T * H * D
+
+
 def test_host_memory_is_as_large_as_the_states_and_used_again(inputs):
     streams = ShuffledStreams(0)
     offload = portable_gla.offload_states(streams=streams)
@@ -166,11 +177,39 @@ def test_inputs_come_back_with_their_strides(inputs, strided):
     assert offload.moved_bytes == STATES + 4 * 4 * T * D * (1 if strided == "expanded" else H)
 
 
-@pytest.mark.parametrize(("backend", "tensors"), [
-    ("aot_eager", "residuals"), ("aot_eager", "all"), ("inductor", "residuals")])
-def test_compiled(inputs, seed, backend, tensors):
+def test_parts_of_one_projection_come_back_without_their_neighbours(inputs):
+    """Else each of q, k, v and g would take the memory of all four."""
+    fused = torch.cat([x.detach() for x in inputs], -1).requires_grad_()
+    sizes = []
+
+    class Sizes(ShuffledStreams):
+        def empty_strided(self, shape, strides, dtype):
+            sizes.append(sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1)
+            return super().empty_strided(shape, strides, dtype)
+
+    offload = portable_gla.offload_states(tensors="all", streams=Sizes(0))
+    found = gradients(lambda x: portable_gla.attention(*x.chunk(4, -1)), [fused], offload)
+    assert same(found, gradients(lambda x: portable_gla.attention(*x.chunk(4, -1)), [fused]))
+    assert sorted(sizes) == [STATES // 4, *[T * H * D] * 4]
+
+
+def test_compiled_by_inductor(inputs):
+    """Such a graph has strides written into it, and may write over what was saved."""
+    fused = torch.cat([x.detach() for x in inputs], -1).requires_grad_()
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    compiled = torch.compile(lambda x: portable_gla.attention(*(2 * x).chunk(4, -1)), fullgraph=True)
+    expected = gradients(compiled, [fused])
+    for tensors in ("residuals", "all"):
+        offload = portable_gla.offload_states(tensors=tensors, streams=ShuffledStreams(0))
+        for _ in range(2):
+            assert same(gradients(compiled, [fused], offload), expected)
+        assert offload.moved_bytes == 2 * STATES if tensors == "residuals" else offload.moved_bytes > 2 * STATES
+
+
+@pytest.mark.parametrize("tensors", ["residuals", "all"])
+def test_compiled(inputs, seed, tensors):
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     expected = gradients(compiled, inputs)
     for n in range(3):
         offload = portable_gla.offload_states(tensors=tensors, streams=ShuffledStreams(seed + n))
@@ -180,7 +219,7 @@ def test_compiled(inputs, seed, backend, tensors):
     torch._dynamo.reset()
     # Compiled inside the context from the start.
     offload = portable_gla.offload_states(tensors=tensors, streams=ShuffledStreams(seed))
-    assert same(gradients(torch.compile(model, fullgraph=True, backend=backend), inputs, offload), expected)
+    assert same(gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), inputs, offload), expected)
     assert offload.moved_bytes >= LAYERS * STATES
 
 

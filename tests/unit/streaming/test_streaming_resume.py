@@ -1,6 +1,9 @@
 """An interrupted run goes on after its last finished segment, and nothing but its own files is ever written over."""
 
 import random
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -99,6 +102,36 @@ def test_killed_while_writing_the_progress_file(inputs, tmp_path, monkeypatch):
     found = forward(inputs, out, resume=path)
     assert all(torch.equal(a, b) for a, b in zip(found, forward(inputs, memory()), strict=True))
     assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np, torch, portable_gla
+
+torch.set_num_threads(1)
+folder, stop = sys.argv[1], int(sys.argv[2])
+q, k, v, g = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in "qkvg")
+o = np.load(f"{folder}/o.npy", mmap_mode="r+")
+portable_gla.stream(q, k, v, g, device="cpu", segment_tokens=9, out=o, resume=f"{folder}/progress",
+                    progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == stop else None)
+"""
+
+
+def test_a_killed_process_is_resumed_by_another(inputs, tmp_path):
+    for name in "qkvg":
+        np.save(tmp_path / name, inputs[name].numpy())
+    np.save(tmp_path / "o", np.full((B, T, H, D), np.nan, np.float32))
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "7"], timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert (tmp_path / "progress").exists()
+    told = []
+    o = np.load(tmp_path / "o.npy", mmap_mode="r+")
+    x = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "qkvg"]
+    found = portable_gla.stream(*x, device="cpu", segment_tokens=SEGMENT, out=o, resume=tmp_path / "progress",
+                                progress=lambda done, total: told.append(done))
+    assert told == list(range(7, COUNT + 1))
+    assert torch.equal(found, portable_gla.stream(*(inputs[name] for name in "qkvg"), device="cpu",
+                                                  segment_tokens=SEGMENT))
 
 
 @pytest.fixture
