@@ -1,5 +1,6 @@
 """``stream`` and ``stream_backward`` are held to the error budgets of one call, on the cases that all backends run."""
 
+import contextlib
 import dataclasses
 import random
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 
 import portable_gla
-from portable_gla.testing import budgets, cases
+from portable_gla.testing import budgets, cases, emulate
 from portable_gla.testing import inputs as numbers
 from portable_gla.testing.poison import poisoned_memory
+from portable_gla.testing.streams import ThreadedStreams
 
 CASES = [case for case in cases.CASES if "quick" in case.tags
          or (case.name.startswith(("packed", "state", "heads")) and case.tokens <= 200
@@ -50,6 +52,16 @@ def test_within_budget(case, seed):
         assert verdict.ok, f"{name}, segments of {tokens}: {verdict}"
     leaves = dict(numbers.tensors(inputs))
     assert all(found[f"d{name}"].dtype == x.dtype and found[f"d{name}"].shape == x.shape for name, x in leaves.items())
+
+
+@pytest.mark.parametrize("fake", [None, ThreadedStreams])
+def test_emulated_triton_kernels(seed, fake):
+    case = dataclasses.replace(cases.named("gate-channel-f32"), tokens=70, key_dim=16, value_dim=16)
+    streams = None if fake is None else fake(seed)
+    with emulate("triton"), contextlib.nullcontext() if fake is None else streams.computing_on(streams.new_stream()):
+        found, inputs = streamed(case, seed, 40, backend="triton", streams=streams)
+    expected = budgets.expected(inputs, rounds_operands=True)
+    assert all(budgets.compare(x, expected[name]).ok for name, x in found.items())
 
 
 def test_one_segment_is_one_call_to_the_bit(seed):
