@@ -73,14 +73,14 @@ class Entry:
         return found
 
     def input_gradients(self, q: Tensor, g: Tensor | None, do: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the gradients of q and g at the tiles' tokens, that of g as [B, t, Hg, K or 1].
+        """Return the gradients of q and g at the tiles' tokens, that of g as [B, t, Hg, K or 1]; both are wide.
 
         The gate of token s decays every later token's reading, so its gradient is a sum over those: the tiles are
         walked from the last, and what they have summed is carried on.
         """
         heads, dtype, backwards, first = do.shape[2], state.dtype, self.tiles.reverse, self.tiles.start
         rows, tokens = q.shape[0], self.tiles.stop - first
-        dq = q.new_empty(rows, tokens, *q.shape[2:])
+        dq = state.new_empty(rows, tokens, *q.shape[2:])
         dg = None if g is None else state.new_empty(rows, tokens, *shape(g)[1:])
         later: Tensor | None = None
         for index, tile in reversed(list(enumerate(self.tiles))):

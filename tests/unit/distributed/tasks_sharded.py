@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from portable_gla.distributed import agree, attention
+from portable_gla.distributed import agree, attention, decays
 from portable_gla.distributed.order import lengths_of_runs, runs_of_ranks
 from portable_gla.testing import inputs as numbers
 
@@ -28,7 +28,18 @@ def positions(lengths, order, runs, size):
 
 
 def run(rank, size, case, seed, lengths, order="contiguous", runs=None, options=None):
-    """Return this rank's o, final state and gradients."""
+    """Return this rank's o, final state and gradients; ``tiny_tiles`` among the options makes tiles of one chunk."""
+    options = dict(options or {})
+    genuine = decays.tile_bytes
+    if options.pop("tiny_tiles", False):
+        decays.tile_bytes = lambda device: 1
+    try:
+        return _run(rank, size, case, seed, lengths, order, runs, options)
+    finally:
+        decays.tile_bytes = genuine
+
+
+def _run(rank, size, case, seed, lengths, order, runs, options):
     whole = numbers.make(case, seed)
     mine = positions(lengths, order, runs, size)[rank]
     leaves = {}
@@ -36,7 +47,6 @@ def run(rank, size, case, seed, lengths, order="contiguous", runs=None, options=
         sharded = name in ("q", "k", "v") or (name == "g" and x.dim() > 1)
         leaves[name] = (x[:, mine] if sharded else x).detach().clone().requires_grad_()
     do = whole.do[:, mine]
-    options = dict(options or {})
     agreed = options.pop("agreed", False)
     turned = dict(leaves)
     if case.layout == "BHTD":

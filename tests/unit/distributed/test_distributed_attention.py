@@ -10,7 +10,7 @@ import tasks_sharded
 import torch
 
 from portable_gla.testing import budgets, inputs
-from portable_gla.testing.cases import BF16, F64, Case
+from portable_gla.testing.cases import BF16, F64, GATES, Case
 from portable_gla.testing.oracle import Oracle
 
 BOUND = 1e-12  # float64, relative to the largest element
@@ -66,6 +66,8 @@ def check(world, size, case, seed, lengths, order="contiguous", runs=None, **opt
     assert found.keys() == right.keys()
     for name, value in right.items():
         assert found[name].shape == value.shape
+        if not value.numel():
+            continue
         error = (found[name] - value).abs().max() / value.abs().max().clamp(min=1e-300)
         assert error <= BOUND, f"{case} on {size} ranks {lengths} {order} {runs}: {name} is off by {error:.1e}"
 
@@ -111,6 +113,51 @@ def test_overlapped_groups_of_heads(world, seed, name):
 @pytest.mark.parametrize("name", ("channel", "packed-reverse", "head"))
 def test_an_agreed_sharding_saves_the_gather(world, seed, name):
     check(world, 2, float64(name), seed, [37, 23], agreed=True)
+
+
+def drawn_case(draw, name):
+    """Draw a call, and how it lies on the ranks."""
+    size = draw.choice((2, 3, 4))
+    overlap = draw.choice((1, 1, 2))
+    heads = overlap * draw.choice((1, 2))
+    lengths = None
+    if draw.random() < 0.5:
+        lengths = tuple(draw.choice((0, 1, 3, 16, 17)) for _ in range(draw.randrange(6)))
+    case = Case(
+        name, tokens=draw.choice((0, 1, 5, 33, 64)), batch=draw.choice((1, 2)), q_heads=heads,
+        k_heads=draw.choice((overlap, heads)), v_heads=draw.choice((overlap, heads)),
+        gate_heads=draw.choice((overlap, heads)), key_dim=draw.choice((1, 5, 8)), value_dim=draw.choice((1, 6)),
+        gate=draw.choice(GATES), dtype=F64, lengths=lengths, initial_state=draw.choice(("none", "each", "broadcast")),
+        final_state=draw.random() < 0.7, reverse=draw.random() < 0.4, bonus=draw.random() < 0.4,
+        layout=draw.choice(("BTHD", "BHTD")), scale=draw.choice((None, 0.3)),
+        regime=draw.choice(("usual", "slow", "strong", "range", "huge", "resets", "edges", "mixed", "zero")))
+    runs_of_all = list(range(draw.randrange(1, 2 * size + 1)))
+    draw.shuffle(runs_of_all)
+    order = [[] for _ in range(size)]
+    for run in runs_of_all:
+        order[draw.randrange(size)].append(run)
+    cuts = sorted(draw.choice((0, case.tokens, draw.randint(0, case.tokens))) for _ in runs_of_all[1:])
+    parts = [b - a for a, b in itertools.pairwise([0, *cuts, case.tokens])]
+    runs = [[parts[run] for run in held] for held in order]
+    return size, case, order, runs, overlap
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_drawn_calls(world, seed, number):
+    size, case, order, runs, overlap = drawn_case(random.Random(f"{seed}/{number}"), f"drawn-{number}")
+    check(world, size, case, seed, [sum(held) for held in runs], order, runs, overlap=overlap,
+          tiny_tiles=number % 2 == 0)
+
+
+@pytest.mark.parametrize("name", ("channel", "head", "constant", "none", "bonus", "reverse", "bonus-reverse", "slow",
+                                  "huge", "packed-one", "grouped"))
+def test_many_tiles(world, seed, name):
+    case = float64(name)
+    case = Case(**{**vars(case), "lengths": (0, 333, 0)} if case.lengths else {**vars(case), "tokens": 333})
+    if name == "channel":
+        case = Case(**{**vars(case), "regime": "slow"})
+    check(world, 2, case, seed, [120, 213], tiny_tiles=True)
+    check(world, 3, case, seed, [3, 200, 130], "head-tail", tiny_tiles=True)
 
 
 def test_no_tokens_at_all(world, seed):
