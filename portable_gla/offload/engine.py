@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +60,7 @@ class Engine:
         self._outward, self._homeward = streams.new_stream(), streams.new_stream()
         self._leaving: deque[tuple[int, Tensor, bool, Event, Stream]] = deque()
         self._orphans: deque[tuple[Tensor, Event, Stream]] = deque()
-        self._held: OrderedDict[int, weakref.ref[Moved]] = OrderedDict()
+        self._held: dict[int, weakref.ref[Moved]] = {}
         self._count = self._groups = 0
         self._lock = threading.RLock()  # re-entered where a graph dies inside
 

@@ -212,6 +212,9 @@ class ShuffledStreams(_Fake):
                 return
             raise RuntimeError("no stream can go on: an event is waited for that nothing will bring about")
         number, = self._random.choices(ready, [self._speeds[number] for number in ready])
+        self._run_next(number)
+
+    def _run_next(self, number: int) -> None:
         item = self._streams[number].popleft()
         if isinstance(item, tuple):
             item[1].happen(self._failed.get(number))

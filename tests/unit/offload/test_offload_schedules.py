@@ -7,7 +7,7 @@ import torch
 
 from portable_gla.offload.engine import Engine
 from portable_gla.offload.pool import HostPool
-from portable_gla.testing.streams import ShuffledStreams, ThreadedStreams
+from portable_gla.testing.streams import FakeEvent, ShuffledStreams, ThreadedStreams
 
 DEPENDENCIES = {"made", "host slot free", "copied out", "room", "in the slot", "copied back", "orphan filled"}
 SHAPE, STRIDES = (2, 3), (3, 1)
@@ -81,6 +81,52 @@ def test_a_dependency_left_out_is_noticed_with_threads(dependency, seed):
         if noticed:
             return
     raise AssertionError(f"500 schedules without {dependency!r}, and none was wrong")
+
+
+class OneAtATime(ShuffledStreams):
+    """No stream goes on by itself."""
+
+    def __init__(self):
+        super().__init__(0)
+        self._eagerness = 0.0
+
+    def go(self, stream):
+        """Run what a stream can do while all others stand still; return how much that was."""
+        items, count = self._streams[stream], 0
+        while items and not (isinstance(items[0], FakeEvent) and not items[0].done.is_set()):
+            self._run_next(stream)
+            count += 1
+        return count
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+def test_copies_overlap_with_computation(ahead):
+    """While no copy goes on, computation does for ``ahead + 1`` calls; while it waits, copies are made ahead of it."""
+    streams, ran = OneAtATime(), []
+    compute = streams.new_stream()
+    engine = Engine(streams, HostPool(streams), ahead)
+    outward, homeward = 1, 2
+    with streams.computing_on(compute):
+        saved = []
+        for layer in range(6):
+            streams.launch(compute, lambda layer=layer: ran.append(layer))
+            saved.append(engine.pack(torch.full(SHAPE, float(layer)), group=engine.new_group(), owned=True))
+        streams.go(compute)
+        assert ran == list(range(ahead + 1))
+        while streams.go(outward) + streams.go(compute):
+            pass
+        assert ran == list(range(6))
+        states = engine.unpack(saved.pop())
+        streams.launch(compute, lambda: ran.append("backward"))
+        streams.go(compute)
+        assert "backward" not in ran
+        streams.go(homeward)
+        arrived = [bool((moved.arriving == layer).all()) for layer, moved in enumerate(saved)
+                   if moved.arriving is not None]
+        assert arrived == [True] * ahead
+        streams.go(compute)
+        assert "backward" in ran
+        assert torch.equal(states, torch.full(SHAPE, 5.0))
 
 
 def test_a_failing_copy_is_raised_where_its_tensor_is_wanted():
