@@ -73,7 +73,8 @@ class Job:
     def part(self, name: str, segment: Segment) -> Part:
         """Copy a segment of q, k, v, g or do in."""
         source = self.tokenwise[name]
-        return Part(self.shape(name, segment), lambda into: source.read(segment.start, segment.end, into))
+        return Part(self.shape(name, segment), lambda into: source.read(segment.start, segment.end, into),
+                    source.pinned(segment.start, segment.end))
 
     def offsets(self, segment: Segment) -> Part:
         """Copy a segment's own ``cu_seqlens`` in."""

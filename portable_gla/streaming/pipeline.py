@@ -20,10 +20,14 @@ from portable_gla.streams import Event, Streams, available_host_bytes
 
 
 class Part(NamedTuple):
-    """A tensor of one step: its shape, and what fills its host side (an input) or takes it from there (an output)."""
+    """A tensor of one step: its shape, and what fills its host side (an input) or takes it from there (an output).
+
+    ``direct`` is an input that the device can copy from where it is.
+    """
 
     shape: tuple[int, ...]
     move: Callable[[Tensor], None]
+    direct: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -127,9 +131,11 @@ class Pipeline:
             streams.wait(inward, slot.computed, "inputs read")
         inputs = {}
         for name, part in step.inputs.items():
-            host = _shaped(slot.host[name], part.shape)
-            part.move(host)
             inputs[name] = _shaped(slot.device[name], part.shape)
+            host = part.direct if self._memory is not None else None
+            if host is None:
+                host = _shaped(slot.host[name], part.shape)
+                part.move(host)
             if self._memory is not None:
                 streams.copy(inward, inputs[name], host)
         slot.arrived = streams.record(inward)

@@ -43,6 +43,13 @@ class Source:
         """Return a stand-in without memory, in the layout given: what validation looks at."""
         return torch.empty(self.given_shape, dtype=self.dtype, device="meta")
 
+    def pinned(self, start: int, end: int) -> Tensor | None:
+        """Return the tokens from ``start`` to ``end`` where they lie, if a device can copy from there as they are."""
+        if not isinstance(self._value, Tensor) or self._heads_first or not self._value.is_pinned():
+            return None
+        part = self._value[:, start:end]
+        return part if part.is_contiguous() else None
+
     def read(self, start: int, end: int, into: Tensor) -> None:
         """Copy the tokens from ``start`` to ``end`` into a tensor [B, end - start, ...]."""
         part = self._value[:, :, start:end] if self._heads_first else self._value[:, start:end]

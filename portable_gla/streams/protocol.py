@@ -40,7 +40,7 @@ class Streams(Protocol):
         ...
 
     def copy(self, stream: Stream, target: Tensor, source: Tensor) -> None:
-        """Queue ``target.copy_(source)``, unseen by autograd; the host side is memory that :meth:`host_memory` gave."""
+        """Queue ``target.copy_(source)``, unseen by autograd; the host side is of :meth:`host_memory`, or pinned."""
         ...
 
     def record(self, stream: Stream) -> Event:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import portable_gla
+from portable_gla.streaming.sources import Source
 from portable_gla.testing.streams import CopyError, ShuffledStreams, ThreadedStreams
 
 B, T, H, D = 2, 22, 1, 4
@@ -13,6 +14,7 @@ SEGMENT = 4
 DEPENDENCIES = {"room", "host side read", "inputs read", "inputs there", "outputs copied", "outputs there",
                 "outputs in host memory"}
 CALLS = ("forward", "packed", "backward")
+copied = Source.read
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,26 @@ def test_no_schedule_gives_a_wrong_result(call, expected, kind, seed):
         assert streams.host_bytes == 0
         seen |= streams.seen
     assert seen - {"all ended"} == DEPENDENCIES
+
+
+def test_pinned_inputs_go_to_the_device_from_where_they_are(seed, monkeypatch):
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v, g = (torch.randn(1, T, H, D, generator=generator) for _ in range(4))
+    expected = portable_gla.stream(q, k, v, g, device="cpu", segment_tokens=SEGMENT)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: self.data_ptr() != v.data_ptr())
+    read = []
+    monkeypatch.setattr(Source, "read", lambda self, *rest: (read.append(self.name), copied(self, *rest))[1])
+    for n in range(100):
+        streams = ShuffledStreams(seed + n)
+        with streams.computing_on(streams.new_stream()):
+            o = portable_gla.stream(q, k, v, g, device="cpu", segment_tokens=SEGMENT, streams=streams, progress=False)
+        assert torch.equal(o, expected)
+    assert set(read) == {"v"}
+    # Not what is no whole piece of memory, or in another order.
+    read.clear()
+    portable_gla.stream(q[..., :2], k[..., :2], v, g[..., :2], device="cpu", segment_tokens=SEGMENT,
+                        streams=ShuffledStreams(0), progress=False)
+    assert set(read) == {"q", "k", "v", "g"}
 
 
 @pytest.mark.parametrize("kind", CALLS)
