@@ -69,7 +69,7 @@ class HostPool:
 
     def __init__(self, streams: Streams, fixed: int | None = None) -> None:
         self._streams = streams
-        self._fixed = fixed
+        self._fixed = fixed = None if fixed is None else _aligned(fixed)
         self._arenas: list[_Arena] = []
         self._lock = threading.Lock()
         # A slot is given back wherever the last reference to a graph dies: in the collector, with the lock held too.
