@@ -33,14 +33,17 @@ class _Layers(torch.nn.Module):
     def __init__(self, layers: int, heads: int, head_dim: int) -> None:
         super().__init__()
         width = heads * head_dim
-        self.into = torch.nn.ModuleList(torch.nn.Linear(width, 4 * width) for _ in range(layers))
+        self.into = torch.nn.ModuleList(torch.nn.Linear(width, 3 * width) for _ in range(layers))
+        self.gates = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(layers))
         self.out_of = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(layers))
         self.heads = heads
 
     def forward(self, x: Tensor) -> Tensor:
         """Run [B, T, width] through all layers."""
-        for into, out_of in zip(self.into, self.out_of, strict=True):
-            q, k, v, g = into(x).unflatten(-1, (self.heads, -1)).chunk(4, -1)
+        for into, gate, out_of in zip(self.into, self.gates, self.out_of, strict=True):
+            # The gate apart: logsigmoid saves its input, and would hold q, k and v if they lay in the same memory.
+            q, k, v = into(x).unflatten(-1, (self.heads, -1)).chunk(3, -1)
+            g = gate(x).unflatten(-1, (self.heads, -1))
             o = portable_gla.attention(q, k, v, torch.nn.functional.logsigmoid(g) / 16)
             x = x + out_of(o.flatten(-2))  # type: ignore[union-attr]
         return x
