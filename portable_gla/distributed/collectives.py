@@ -32,11 +32,12 @@ class Pending:
             If a rank is dead, or did not come within the group's timeout.
         """
         if self._work is not None and not self._work.is_completed():
-            token = roll_call.watch.enter(self._group, self._place)
+            token, arrived = roll_call.watch.enter(self._group, self._place), False
             try:
                 self._guarded(self._work.wait)
+                arrived = True
             finally:
-                roll_call.watch.leave(token)
+                roll_call.watch.leave(token, arrived)
         elif self._work is not None:
             self._guarded(self._work.wait)  # raises what a finished collective ended with
         self._work = None
@@ -56,7 +57,7 @@ def _gather_single(received: Tensor, sent: Tensor, **options: Any) -> Any:
 
 def _place(group: Group, name: str) -> Place:
     group.collectives += 1
-    return Place(name, group.collectives)
+    return Place(name, group.collectives, group.ranks)
 
 
 def all_gather(group: Group, message: Tensor, name: str) -> Pending:

@@ -1,4 +1,4 @@
-"""Who came to a collective, and who did not: asked of the group's store once one has failed.
+"""Who came to a collective, and who did not: asked of the store that all processes share, once one has failed.
 
 A rank that waits for long says so in the store, from a thread of its own, since the waiting thread is blocked. So when
 one rank's wait ends in an error, it can tell those that wait like itself from those that never came.
@@ -24,21 +24,27 @@ GRACE = 5.0
 
 
 class Place(NamedTuple):
-    """A collective of a group: its name, and how many that group had started before it."""
+    """A collective of a group: its name, how many that group had started with it, and the group's global ranks."""
 
     name: str
     number: int
+    ranks: tuple[int, ...]
 
     def __str__(self) -> str:
         return f"{self.name} (collective {self.number})"
 
 
 class _Watch:
-    """Posts where this process waits, once a wait has lasted."""
+    """Posts where this process waits, once a wait has lasted, and takes that back when it is over.
+
+    Only its own thread talks to the store, and never under the lock: a store whose host is stopped does not answer.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waits: dict[int, tuple[Group, Place, float]] = {}
+        self._posted: dict[int, str] = {}  # keys, by wait
+        self._over: set[int] = set()
         self._thread: threading.Thread | None = None
 
     def enter(self, group: Group, place: Place) -> int:
@@ -50,33 +56,37 @@ class _Watch:
             self._waits[token] = group, place, time.monotonic()
             return token
 
-    def leave(self, token: int) -> None:
+    def leave(self, token: int, arrived: bool) -> None:
+        """Forget a wait; where it ended in an error, what was posted stays for the others to read."""
         with self._lock:
-            self._waits.pop(token, None)
+            del self._waits[token]
+            if arrived and token in self._posted:
+                self._over.add(token)
 
     def _run(self) -> None:
-        posted: set[tuple[int, Place]] = set()
         while True:
             time.sleep(PATIENCE / 2)
             now = time.monotonic()
             with self._lock:
                 late = [(token, group, place) for token, (group, place, since) in self._waits.items()
-                        if now - since > PATIENCE]
-            for token, group, place in late:
-                if (token, place) in posted:
-                    continue
-                try:
+                        if token not in self._posted and now - since > PATIENCE]
+                over = [self._posted.pop(token) for token in self._over]
+                self._over.clear()
+                self._posted.update((token, _key(group.ranks[group.rank])) for token, group, _ in late)
+            try:
+                for key in over:
+                    _store().delete_key(key)
+                for _, group, place in late:
                     _post(group, place)
-                except RuntimeError:
-                    return  # the store is gone: the wait itself will end in an error, and says so
-                posted.add((token, place))
+            except RuntimeError:
+                return  # the store is gone: the wait itself will end in an error, and says so
 
 
 watch = _Watch()
 
 
-def _store(group: Group) -> Any:
-    return dist.distributed_c10d._get_process_group_store(group.process_group)
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
 
 
 def _key(rank: int) -> str:
@@ -84,7 +94,7 @@ def _key(rank: int) -> str:
 
 
 def _post(group: Group, place: Place) -> None:
-    _store(group).set(_key(group.rank), json.dumps(list(place)))
+    _store().set(_key(group.ranks[group.rank]), json.dumps(place))
 
 
 def failure(group: Group, place: Place, error: BaseException) -> RankFailure:
@@ -95,14 +105,14 @@ def failure(group: Group, place: Place, error: BaseException) -> RankFailure:
     def ask() -> None:
         try:
             _post(group, place)
-            store = _store(group)
+            store = _store()
             deadline = time.monotonic() + GRACE
             while len(seen) < group.size and time.monotonic() < deadline:
                 for rank in range(group.size):
-                    if store.check([_key(rank)]):
-                        at = Place(*json.loads(store.get(_key(rank))))
-                        if at.number >= place.number:
-                            seen[rank] = at
+                    key = _key(group.ranks[rank])
+                    if store.check([key]):
+                        name, number, ranks = json.loads(store.get(key))
+                        seen[rank] = Place(name, number, tuple(ranks))
                 time.sleep(0.05)
         except RuntimeError as lost:  # torch.distributed's errors, those of a store that is gone among them
             trouble.append(str(lost).splitlines()[0])
@@ -123,12 +133,14 @@ def _told(group: Group, place: Place, error: BaseException, seen: dict[int, Plac
     if trouble:
         # A host that is dead says nothing of the others; it is the one that is known to be missing.
         absent = [rank for rank in absent if group.ranks[rank] == 0]
-        lines.append(f"the group's store does not answer ({trouble[0]}): the process that hosts it is dead or hangs; "
-                     "that is torchrun's agent, or global rank 0 without torchrun")
+        lines.append(f"the store of the processes does not answer ({trouble[0]}): the process that hosts it is dead or "
+                     "hangs; that is torchrun's agent, or global rank 0 without torchrun")
     if absent:
         names = ", ".join(group.called(rank) for rank in absent)
         lines.append(f"missing: {names}: dead, hanging, or busy elsewhere")
-    lines += [f"{group.called(rank)} waits in {seen[rank]} instead" for rank in elsewhere]
+    for rank in elsewhere:
+        other = "" if seen[rank].ranks == place.ranks else f" of another group, of ranks {list(seen[rank].ranks)},"
+        lines.append(f"{group.called(rank)} waits in {seen[rank]}{other} instead")
     if not absent and not elsewhere and not trouble:
         lines.append("every rank came to it: the link between them failed")
     lines.append(f"cause: {str(error).splitlines()[0] if str(error) else type(error).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 import time
@@ -57,6 +58,17 @@ def stays_away(rank, size):
     begun = time.monotonic()
     try:
         return distributed.attention(*inputs, sharding=agreed).shape
+    except distributed.RankFailure as error:
+        error.seconds = time.monotonic() - begun
+        raise
+
+
+def another_group(rank, size):
+    """Rank 1 takes a smaller group than the others."""
+    smaller = torch.distributed.new_group([0, 1], timeout=datetime.timedelta(seconds=4))
+    begun = time.monotonic()
+    try:
+        return distributed.attention(*tensors(), group=smaller if rank == 1 else None).shape
     except distributed.RankFailure as error:
         error.seconds = time.monotonic() - begun
         raise

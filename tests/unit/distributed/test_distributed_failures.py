@@ -22,6 +22,7 @@ DOOMED = {
     "killed host of the store": (2, 0, "tasks_failures:timed", (0, "killed", "before"), DESCRIPTIONS),
     "stopped host of the store": (2, 0, "tasks_failures:timed", (0, "stopped", "backward"), BACKWARD),
     "refusing an agreed call": (3, 1, "tasks_failures:stays_away", (), FORWARD),
+    "in another group": (3, 1, "tasks_failures:another_group", (), DESCRIPTIONS),
 }
 
 
@@ -37,7 +38,7 @@ def outcomes():
         for name, (_, _, task, arguments, _) in DOOMED.items():
             worlds[name].start(task, *arguments)
         yield {name: {rank: worlds[name].result(rank, 2 * (LONG + GRACE)) for rank in range(size)
-                      if rank != lost or name == "refusing an agreed call"}
+                      if rank != lost or name in ("refusing an agreed call", "in another group")}
                for name, (size, lost, *_) in DOOMED.items()}
     finally:
         for found in worlds.values():
@@ -56,7 +57,8 @@ def test_a_lost_rank_is_named(outcomes, name):
         assert error.kind == "RankFailure", error.trace
         assert error.attributes["missing"] == (lost,), f"rank {rank}: {error.message}"
         assert error.attributes["collective"] == collective
-        assert collective in error.message and f"missing: rank {lost}:" in error.message
+        assert collective in error.message
+        assert f"missing: rank {lost}:" in error.message or name == "in another group"
         assert error.attributes["seconds"] < timeout(name) + GRACE
 
 
@@ -66,8 +68,17 @@ def test_a_rank_that_refuses_an_agreed_call_says_why(outcomes):
     assert "agreed on for tokens = 12, this call has 13" in error.message
 
 
+def test_different_groups_are_told_on_every_rank(outcomes):
+    for rank, error in outcomes["in another group"].items():
+        other, ranks = (0, [0, 1, 2]) if rank == 1 else (1, [0, 1])
+        assert error.kind == "RankFailure", error.trace
+        assert error.attributes["missing"] == (other,)
+        assert f"rank {other} waits in the gather of descriptions (collective 1) of another group, " \
+               f"of ranks {ranks}, instead" in error.message, error.message
+
+
 def test_a_lost_store_is_told(outcomes):
-    assert "the group's store does not answer" in outcomes["killed host of the store"][1].message
+    assert "the store of the processes does not answer" in outcomes["killed host of the store"][1].message
 
 
 @pytest.mark.parametrize("change, said", [
