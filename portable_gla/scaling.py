@@ -11,19 +11,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from portable_gla import devices, planning
-from portable_gla.cost import format_bytes, format_seconds
+from portable_gla.cost import cost, format_bytes, format_seconds
 from portable_gla.planning import Plan
 from portable_gla.problem import Problem
+from portable_gla.streaming.segments import default_tokens
 
 KEEPS = ("device", "states", "all", "stream")
 """Where what the backward pass needs is kept: on the device, the states on the host, all of it on the host
 (:func:`portable_gla.offload_states`), or nothing longer than a segment on the device (:func:`portable_gla.stream`)."""
 
-SEGMENT = 4096
-"""Tokens of a streamed segment: long enough to hide a state's copy on every device of the table."""
-
-RING = 3
-"""Slots of a ring on the device: one in use, one arriving, one leaving."""
+RING = 2
+"""Slots on the device of what waits on the host: one in use, one on its way."""
 
 
 class Traffic(NamedTuple):
@@ -132,10 +130,16 @@ def largest(problem: Problem, *, devices: int = 1, layers: int = 1, keep: str = 
     return low
 
 
+def segment_tokens(problem: Problem) -> int:
+    """Return how many tokens :func:`portable_gla.stream` takes at a time, unless told."""
+    token = dataclasses.replace(problem, tokens=1, initial_state=False, final_state=False, training=False)
+    return min(problem.tokens, default_tokens(cost(token).compulsory_forward))
+
+
 def _local(problem: Problem, count: int, keep: str) -> Problem:
-    """One device's call: its shard, or a segment, from a given state to the next."""
+    """Describe one device's call: its shard, or a segment, from a given state to the next."""
     if keep == "stream":
-        return dataclasses.replace(problem, tokens=min(problem.tokens, SEGMENT), initial_state=True, final_state=True)
+        return dataclasses.replace(problem, tokens=segment_tokens(problem), initial_state=True, final_state=True)
     if count == 1:
         return problem
     return dataclasses.replace(problem, tokens=-(-problem.tokens // count), final_state=True)
@@ -149,24 +153,29 @@ class _Count:
     """The sums behind a :class:`LongPlan`."""
 
     def __init__(self, problem: Problem, devices: int, layers: int, keep: str, local: Plan) -> None:
+        from portable_gla.distributed.volume import states  # brings torch.distributed
+
         assert local.schedule is not None and local.cost.peak_memory is not None
         self.problem, self.devices, self.layers, self.keep = problem, devices, layers, keep
         self.schedule, self.cost, self.peak = local.schedule, local.cost, local.cost.peak_memory
         self.figures = _figures(problem)
-        rows = problem.sequences if not problem.packed else 1  # of a pack, one document crosses an end of a shard
-        self.state = rows * problem.heads * problem.key_dim * problem.value_dim * problem.state_dtype.itemsize
-        self.decay = rows * problem.heads * problem.state_dtype.itemsize * (
-            problem.key_dim if problem.gate == "channel" else 1)
+        rows = 1 if problem.packed else problem.batch  # of a pack, one document crosses an end of a shard
+        size = problem.state_dtype.itemsize
+        self.state = rows * problem.heads * problem.key_dim * problem.value_dim * size
+        self.gathered = states(
+            devices, problem.heads, problem.key_dim, problem.value_dim, batch=rows, gate=problem.gate,
+            gate_heads=problem.gate_heads, final_documents=problem.sequences * problem.final_state, itemsize=size)
         self.shared = problem.training and devices > 1
         # What one call keeps for its backward pass, beside its residuals: inputs, and the state that came in.
         self.inputs = self.cost.inputs + (self.state if self.shared else 0)
 
     def device(self) -> int:
         """Return the most bytes that live on a device at once."""
-        gathered = self.devices * (self.state + self.decay) if self.devices > 1 else 0
+        gathered = self.gathered.forward * self.devices // (self.devices - 1) if self.devices > 1 else 0
         residual, ring = self.schedule.residual_bytes, min(self.layers, RING)
-        if self.keep == "stream":
-            return self.peak + (RING - 1) * (self.cost.inputs + self.cost.outputs) * (2 if self.problem.training else 1)
+        if self.keep == "stream":  # slots for what comes and goes, and what a call returns before it is copied there
+            returned = self.cost.outputs + (self.cost.inputs if self.problem.training else 0)
+            return RING * (self.cost.inputs + returned) + returned + residual + self.schedule.workspace_bytes
         if not self.problem.training:
             return self.peak + gathered
         kept = {"device": (self.layers - 1) * (self.inputs + residual),
@@ -178,9 +187,8 @@ class _Count:
         """Return the bytes that the host holds for one device."""
         whole = self.problem
         if self.keep == "stream":
-            cost = planning.plan(whole).cost
-            both = cost.inputs + cost.outputs
-            pieces = -(-whole.tokens // SEGMENT)
+            found = cost(whole)
+            both, pieces = found.inputs + found.outputs, -(-whole.tokens // max(1, segment_tokens(whole)))
             return self.layers * (2 * both + pieces * self.state if whole.training else both)
         if not whole.training:
             return 0
@@ -207,10 +215,10 @@ class _Count:
             add("from the host, a segment forward", self.cost.inputs, host, "its forward pass", forward)
             add("to the host, a segment forward", self.cost.outputs, host, "its forward pass", forward)
         if self.devices > 1:
-            received = (self.devices - 1) * (self.state + self.decay)
-            add("states of the other devices, forward", received, link, "the pass over the own shard", forward)
+            add("states of the other devices, forward", self.gathered.forward, link, "the pass over the own shard",
+                forward)
             if self.problem.training:
-                add("adjoint states of the other devices, backward", (self.devices - 1) * self.state, link,
+                add("adjoint states of the other devices, backward", self.gathered.backward, link,
                     "the pass over the own shard", backward)
         return found
 

@@ -11,6 +11,8 @@ import portable_gla
 from portable_gla import devices, scaling
 from portable_gla.problem import Problem
 from portable_gla.testing import emulate
+from portable_gla.testing.counting import counted
+from portable_gla.testing.streams import ShuffledStreams
 
 WHOLE = Problem(tokens=65_536, heads=4, key_dim=64, value_dim=128, dtype=torch.bfloat16, training=True,
                 device=devices.named("h200"))
@@ -50,6 +52,47 @@ def test_a_stack_keeps_what_the_plan_says():
         predicted = layers * (one.cost.inputs + one.schedule.residual_bytes)
         assert sum(kept.values()) == predicted
         assert scaling.plan_long(problem, layers=layers, keep="all", backend="triton").host_bytes == predicted
+
+
+def test_the_host_holds_what_the_plan_says():
+    """Counted: what ``offload_states`` copies out, under emulated kernels."""
+    layers = 3
+    with emulate("triton"), portable_gla.override(segments=3):
+        q, k, v, g = (-torch.rand(1, 300, 2, 16, requires_grad=True) for _ in range(4))
+        for keep, tensors in (("states", "residuals"), ("all", "all")):
+            offload = portable_gla.offload_states(tensors=tensors, streams=ShuffledStreams(0))
+            with offload:
+                o = sum(portable_gla.attention(q * i, k * i, v * i, g * i, backend="triton").sum()
+                        for i in (0.5, 1.0, 1.5))
+            o.backward()
+            problem = portable_gla.plan(q, k, v, g, backend="triton").problem
+            found = scaling.plan_long(problem, layers=layers, keep=keep, backend="triton")
+            assert found.host_bytes == offload.moved_bytes
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_stream_takes_what_the_plan_says(training):
+    """Counted: every allocation of a streamed call; the CPU's kernels take their workspace from malloc, uncounted."""
+    problem = Problem(tokens=10**6, heads=2, key_dim=64, value_dim=64, dtype=torch.bfloat16, training=training,
+                      device=devices.named("cpu"))
+    problem = dataclasses.replace(problem, tokens=3 * scaling.segment_tokens(problem))
+    shape, inputs = (1, problem.tokens, 2, 64), {}
+    for name in ("q", "k", "v", "g", "do"):
+        inputs[name] = -torch.rand(shape, dtype=torch.bfloat16)
+    out = torch.empty(shape, dtype=torch.bfloat16)
+
+    def run():
+        if training:
+            return portable_gla.stream_backward(
+                *inputs.values(), device="cpu", progress=False,
+                out={name: torch.empty(shape, dtype=torch.bfloat16) for name in "qkvg"})
+        return portable_gla.stream(*list(inputs.values())[:4], device="cpu", out=out, progress=False)
+
+    found = scaling.plan_long(problem, keep="stream", backend="cpu")
+    predicted = found.device_bytes - found.local.schedule.workspace_bytes
+    # What the host keeps is PyTorch's as well here: gradients, and the states between segments.
+    kept = 4 * out.nbytes + 3 * 2 * 64 * 64 * 4 if training else 0
+    assert (counted(run)[0].peak - kept) / predicted == pytest.approx(1, abs=0.1)
 
 
 def test_traffic_does_not_grow_with_the_sequence():
