@@ -6,6 +6,7 @@ one rank's wait ends in an error, it can tell those that wait like itself from t
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -42,6 +43,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._tokens = itertools.count()
         self._waits: dict[int, tuple[Group, Place, float]] = {}
         self._posted: dict[int, str] = {}  # keys, by wait
         self._over: set[int] = set()
@@ -52,7 +54,7 @@ class _Watch:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="portable_gla-roll-call", daemon=True)
                 self._thread.start()
-            token = id(place)
+            token = next(self._tokens)
             self._waits[token] = group, place, time.monotonic()
             return token
 
