@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 import portable_gla
-from hardware_ci import benchmark, cli_offline, cli_report, conformance, matrix, places, results, runner, small
+from hardware_ci import (
+    benchmark,
+    cli_offline,
+    cli_report,
+    conformance,
+    long_context,
+    matrix,
+    places,
+    results,
+    runner,
+    small,
+)
 from portable_gla.cli import options, output
 
 app = typer.Typer(name="hardware_ci", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -101,6 +112,7 @@ def small_calls(
         output.say(line)
 
 
+app.command("long")(long_context.long)
 app.command("compile")(cli_offline.compile_)
 app.command("report")(cli_report.report)
 app.command("workflow")(cli_report.workflow)

@@ -10,16 +10,20 @@ except Exception as error:
 
 from portable_gla import registry
 from portable_gla.api import attention, decode_
-from portable_gla.errors import KernelError, PortabilityWarning, UnsupportedProblem
+from portable_gla.errors import HostMemoryError, KernelError, PortabilityWarning, UnsupportedProblem
+from portable_gla.offload import OffloadStates, offload_states
 from portable_gla.planning import Plan, plan
 from portable_gla.problem import Device, Problem, Reason
 from portable_gla.registry import BackendInfo, backends
 from portable_gla.settings import override, set_strict, strict
+from portable_gla.streaming import ResumeError, stream, stream_backward
 
 __version__ = "0.1.0"
 __all__ = [
-    "BackendInfo", "Device", "KernelError", "Plan", "PortabilityWarning", "Problem", "Reason", "UnsupportedProblem",
-    "attention", "backends", "decode_", "override", "plan", "set_strict", "strict",
+    "BackendInfo", "Device", "HostMemoryError", "KernelError", "OffloadStates", "Plan", "PortabilityWarning", "Problem",
+    "Reason", "ResumeError", "UnsupportedProblem",
+    "attention", "backends", "decode_", "offload_states", "override", "plan", "set_strict", "stream",
+    "stream_backward", "strict",
 ]
 
 registry.load()

@@ -25,6 +25,8 @@ class Cost:
     floor_forward: float | None
     floor_backward: float | None
     peak_memory: int | None  # inputs, outputs, gradients, residuals and workspace; None without a schedule
+    inputs: int  # bytes of q, k, v, g, bonus and the initial state
+    outputs: int  # bytes of o and the final state
 
 
 def cost(problem: Problem, schedule: Schedule | None = None) -> Cost:
@@ -50,7 +52,7 @@ def cost(problem: Problem, schedule: Schedule | None = None) -> Cost:
         gradients = o + states_out + inputs if problem.training else 0
         memory = inputs + o + states_out + gradients + schedule.residual_bytes + schedule.workspace_bytes
     return Cost(forward, backward, *operations, _floor(problem, forward, operations[0]),
-                _floor(problem, backward, operations[1]), memory)
+                _floor(problem, backward, operations[1]), memory, inputs, o + states_out)
 
 
 def _gate_elements(problem: Problem) -> int:

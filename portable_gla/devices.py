@@ -33,6 +33,8 @@ class Figures:
     float32_tflop_s: float  # products of float32 operands at float32 accuracy, by the fastest unit
     vector_tflop_s: float  # float32 elementwise
     cores: int  # multiprocessors, compute units, or cores: what runs programs side by side
+    host_gb_s: float  # to and from the host's memory, one way; 0: it computes in that memory
+    link_gb_s: float  # to its peers, one way; 0: through the host
     match: tuple[str, ...]
     source: str
 

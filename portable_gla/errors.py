@@ -24,3 +24,7 @@ class KernelError(RuntimeError):
 
 class PortabilityWarning(UserWarning):
     """The plain-PyTorch backend serves a problem because every faster one refused it; the message is the plan."""
+
+
+class HostMemoryError(MemoryError):
+    """Host memory, or the pool that the user fixed, is too small for what is to be kept there; nothing was started."""

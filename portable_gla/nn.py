@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,6 +56,12 @@ class GatedLinearAttention(nn.Module):
         A backend's name for every call, or None.
     device, dtype
         Of the parameters.
+
+    Attributes
+    ----------
+    call
+        What :meth:`forward` calls with q, k, v, g and options: :func:`portable_gla.attention`, or another of its
+        signature put in its place, such as :func:`portable_gla.distributed.attention` with its group bound.
 
     Raises
     ------
@@ -119,6 +127,7 @@ class GatedLinearAttention(nn.Module):
         self.gate_normalizer = float(gate_normalizer)
         self.norm_eps = norm_eps
         self.backend = backend
+        self.call: Callable[..., Tensor | tuple[Tensor, Tensor]] = attention
 
         def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
             return nn.Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)
@@ -170,7 +179,7 @@ class GatedLinearAttention(nn.Module):
         """
         if x.dim() != 3 or x.shape[2] != self.hidden_size:
             raise ValueError(f"x: expected shape [B, T, {self.hidden_size}], got {list(x.shape)}")
-        found = attention(*self._project(x), bonus=self.bonus, initial_state=state, cu_seqlens=cu_seqlens,
+        found = self.call(*self._project(x), bonus=self.bonus, initial_state=state, cu_seqlens=cu_seqlens,
                           output_final_state=output_state, backend=self.backend)
         if isinstance(found, Tensor):
             return self._merge(x, found)

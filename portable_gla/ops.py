@@ -7,8 +7,10 @@ backend with the same plan, in eager mode and in a compiled graph, wherever the 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from contextvars import ContextVar
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +26,25 @@ _library.define(f"bwd({_CALL}, Tensor residual, Tensor do, Tensor? dfinal_state)
                 "(Tensor dq, Tensor dk, Tensor dv, Tensor dg, Tensor dinitial_state, Tensor dbonus)")
 _library.define("decode(Tensor q, Tensor k, Tensor v, Tensor? g, Tensor(a!) state, Tensor? slots, Tensor? bonus, "
                 "float scale, str handle, Tensor(b!) out) -> ()")
+
+
+class Saving(Protocol):
+    """Whoever wants to know what calls save for their backward passes: see :mod:`portable_gla.offload`."""
+
+    def expect(self, call: Call, count: int) -> None:
+        """Hear that a call is about to save a residual of ``count`` bytes; may raise."""
+        ...
+
+    def note(self, call: Call, residual: Tensor) -> None:
+        """Hear which residual a call has made."""
+        ...
+
+    def relax(self, residual: Tensor) -> None:
+        """Hear that the call of this residual does not depend on strides: no compiled graph looks at what it saves."""
+        ...
+
+
+saving: ContextVar[Saving | None] = ContextVar("portable_gla_saving", default=None)
 
 
 @functools.lru_cache(maxsize=256)
@@ -52,8 +73,14 @@ def _fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = _call(inputs, pins)
     if call.cu_seqlens is not None and call.cu_seqlens.device.type == "cpu":
         validation.check_cu_seqlens_values(call.cu_seqlens, call.q.shape[1])
+    backend, listener = registry.get(handle), saving.get() if save else None
+    if listener is not None:
+        shape, dtype = backend.residual_spec(call)
+        listener.expect(call, math.prod(shape) * dtype.itemsize)
     with _no_autocast(call.q):
-        o, final_state, residual = registry.get(handle).forward(call, save=save)
+        o, final_state, residual = backend.forward(call, save=save)
+    if listener is not None and residual is not None:
+        listener.note(call, residual)
     return (o, _absent(o) if final_state is None else final_state, _absent(o) if residual is None else residual)
 
 
@@ -141,6 +168,9 @@ class _Attention(torch.autograd.Function):
         ctx.mark_non_differentiable(*([residual] if output_final_state else [final_state, residual]))
         ctx.save_for_backward(*args[:7], residual)
         ctx.rest = args[7:]
+        listener = saving.get() if args[-1] else None
+        if listener is not None:
+            listener.relax(residual)
         return o, final_state, residual
 
     @staticmethod

@@ -9,12 +9,22 @@ from typing import Annotated, Any
 import typer
 
 import portable_gla
-from portable_gla import devices
+from portable_gla import devices, scaling
 from portable_gla.cli import options, output
 from portable_gla.problem import Device, Problem
 
 _GROUPED = "Grouped heads"
 _FEATURES = "What the call uses"
+_LONG = "Long context"
+
+
+class Keep(str, enum.Enum):
+    """Where what the backward pass needs is kept."""
+
+    DEVICE = "device"
+    STATES = "states"
+    ALL = "all"
+    STREAM = "stream"
 
 
 class Mode(str, enum.Enum):
@@ -54,6 +64,13 @@ def plan(
     k_heads: Annotated[int, options.integer(0, "Heads of k, 0: H.", panel=_GROUPED)] = 0,
     v_heads: Annotated[int, options.integer(0, "Heads of v, 0: H.", panel=_GROUPED)] = 0,
     gate_heads: Annotated[int, options.integer(0, "Heads of g, 0: H.", panel=_GROUPED)] = 0,
+    shards: Annotated[int, options.integer(
+        1, "Devices that share each sequence.", "--devices", panel=_LONG)] = 1,
+    layers: Annotated[int, options.integer(1, "Calls one after another, each keeping what its backward needs.",
+                                           panel=_LONG)] = 1,
+    keep: Annotated[Keep, typer.Option(
+        help="What waits for the backward pass stays on the device; its states go to the host (offload_states), or all "
+             "of it; stream: the whole sequence lies on the host.", rich_help_panel=_LONG)] = Keep.DEVICE,
     backend: Annotated[str | None, typer.Option(metavar="NAME", help="Ask for this backend, and no other.")] = None,
     pin: Annotated[list[str] | None, typer.Option(
         help="Fix a part of the plan, such as segments=2. Repeatable.", metavar="NAME=INTEGER")] = None,
@@ -65,7 +82,13 @@ def plan(
 
     Exit status: 0 if a backend serves it, 1 if none does, 2 for a wrong argument.
 
+    With --devices, --layers or --keep it also says what a stack of such calls takes on each device and on the host,
+    what moves between them and whether it hides behind the computation, and the largest T that fits. The first lines
+    are then those of one layer's call on one device.
+
     Example: portable-gla plan --device v100 --tokens 262144 --key-dim 256 --value-dim 512 --dtype float16
+
+    Example: portable-gla plan --device v100 --devices 8 --tokens 262144 --layers 24 --key-dim 256 --value-dim 512
     """
     if backend is not None:
         options.known_backends([backend])
@@ -86,13 +109,21 @@ def plan(
             initial_state=initial_state or decode, final_state=final_state or decode, reverse=reverse, bonus=bonus,
             training=mode is Mode.TRAIN, mode="decode" if decode else "attention",
             pins=tuple(sorted(options.pins(pin or []).items())), device=_device(device))
-        found = portable_gla.plan(problem, backend=backend)
+        long = None
+        if (shards, layers, keep) != (1, 1, Keep.DEVICE):
+            long = scaling.plan_long(problem, devices=shards, layers=layers, keep=keep.value, backend=backend)
+        found = portable_gla.plan(problem, backend=backend) if long is None else long.local
     except ValueError as error:
         raise options.refuse(error) from error
+    limits = {} if long is None else {
+        other: scaling.largest(problem, devices=shards, layers=layers, keep=other, backend=backend)
+        for other in scaling.KEEPS if shards == 1 or other != "stream"}
     if json:
-        output.write_json(as_data(found))
+        output.write_json(as_data(found) if long is None else as_data(found) | {"long": long_as_data(long, limits)})
     else:
         output.say(str(found))
+        if long is not None:
+            output.say(f"{long}\n" + "\n".join(_limit(name, limits[name], long) for name in limits))
         if problem.device.type == "cpu":
             output.say(f"note      the floor is that of {devices.table()['cpu'].name}")
     raise typer.Exit(0 if found.backend is not None else 1)
@@ -113,6 +144,20 @@ def as_data(found: portable_gla.Plan) -> dict[str, Any]:
         "problem": problem, "backend": found.backend, "requested": found.requested, "fallback": found.fallback,
         "emulated": found.emulated, "schedule": schedule, "cost": dataclasses.asdict(found.cost),
         "reasons": {name: [reason._asdict() for reason in reasons] for name, reasons in found.reasons.items()}}
+
+
+def long_as_data(long: scaling.LongPlan, limits: dict[str, int | None]) -> dict[str, Any]:
+    """Write what concerns the whole sequence as plain data, for JSON."""
+    return {"devices": long.devices, "layers": long.layers, "keep": long.keep, "tokens": long.problem.tokens,
+            "device_bytes": long.device_bytes, "device_memory": long.device_memory, "fits": long.fits,
+            "host_bytes": long.host_bytes, "traffic": [row._asdict() | {"hides": row.hides} for row in long.traffic],
+            "largest_tokens": limits}
+
+
+def _limit(name: str, tokens: int | None, long: scaling.LongPlan) -> str:
+    what = "any that the host holds" if name == "stream" else (
+        "not known" if tokens is None else f"about {tokens:,}")
+    return f"largest T {what} with --keep {name}" + (" (this plan)" if name == long.keep else "")
 
 
 def _device(text: str | None) -> Device:

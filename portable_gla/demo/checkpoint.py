@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -18,17 +19,26 @@ class CheckpointError(ValueError):
 
 
 def save(model: ByteModel, path: Path) -> None:
-    """Write a model's weights and sizes.
+    """Write a model's weights and sizes; a file that is there is replaced at once, when the new one is whole.
 
     Raises
     ------
     ImportError
         If safetensors is not installed.
+    OSError
+        If it cannot be written; nothing is left then, and what was there stays.
     """
     from safetensors.torch import save_file
 
     tensors = {name: x.detach().contiguous().cpu() for name, x in model.state_dict().items()}
-    save_file(tensors, path, {"format": _FORMAT, "config": json.dumps(dataclasses.asdict(model.config))})
+    partial = path.with_name(f".{path.name}.partial")  # one name: what a killed process left is written over
+    try:
+        save_file(tensors, partial, {"format": _FORMAT, "config": json.dumps(dataclasses.asdict(model.config))})
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(path: Path, backend: str | None = None) -> ByteModel:

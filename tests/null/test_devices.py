@@ -21,9 +21,12 @@ def test_the_table_has_every_device_of_the_project(kind):
 
 @pytest.mark.parametrize("row", devices.table().values(), ids=lambda row: row.kind)
 def test_every_row_has_positive_figures_and_a_source(row):
-    figures = [getattr(row, field.name) for field in dataclasses.fields(row) if field.type == "float"]
+    links = {"host_gb_s", "link_gb_s"}
+    figures = [getattr(row, field.name) for field in dataclasses.fields(row)
+               if field.type == "float" and field.name not in links]
     assert len(figures) == 5
     assert all(isinstance(figure, (int, float)) and figure > 0 for figure in figures)
+    assert (row.host_gb_s > 0) == (row.type != "cpu") and 0 <= row.link_gb_s < row.bandwidth_gb_s
     assert len(row.source) > 40 and any(character.isdigit() for character in row.source)
     assert row.vector_tflop_s <= row.float32_tflop_s <= row.matrix_tflop_s
     assert all(text == text.lower() for text in row.match)

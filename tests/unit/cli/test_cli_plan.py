@@ -73,6 +73,11 @@ def test_nothing_serves_it_is_1_and_says_why(cli):
     (["--sequences", "3"], ["--sequences", "--packed", "3"]),
     (["--packed", "--batch", "2"], ["--batch", "expected 1 with --packed", "2"]),
     (["--mode", "decode", "--reverse"], ["--mode", "--reverse", "decode"]),
+    (["--devices", "0"], ["--devices", "expected an integer of 1 or more", "'0'"]),
+    (["--layers", "0"], ["--layers", "expected an integer of 1 or more", "'0'"]),
+    (["--keep", "disk"], ["--keep", "disk", "stream"]),
+    (["--keep", "stream", "--devices", "2"], ["--keep", "expected devices=1"]),
+    (["--layers", "2", "--mode", "decode"], ["--mode", "decoding step"]),
     (["--nonsense"], ["--nonsense"]),
     (["extra"], ["extra"]),
 ])
@@ -90,3 +95,18 @@ def test_the_json_of_a_plan_is_that_of_the_library(cli):
     direct = portable_gla.plan(portable_gla.Problem(4096, 4, 128, 128), device="t4")
     assert found["backend"] == direct.backend
     assert found["cost"]["floor_forward"] == direct.cost.floor_forward
+
+
+def test_a_long_context_over_several_devices(cli):
+    arguments = ("plan", "--device", "v100", "--devices", "8", "--tokens", "262144", "--layers", "24", "--heads", "4",
+                 "--key-dim", "256", "--value-dim", "512", "--mode", "train", "--dtype", "float16")
+    result = cli(*arguments)
+    assert result.exit_code == 0
+    for text in ("T=32768 of 262144 on each; 24 layers", "GiB at the peak on each", "moves ", "hides behind",
+                 "with --keep device (this plan)", "with --keep all"):
+        assert text in result.stdout
+    found = json.loads(cli(*arguments, "--keep", "all", "--json").stdout)
+    assert found["long"]["keep"] == "all" and found["long"]["host_bytes"] > found["long"]["device_bytes"]
+    assert set(found["long"]["largest_tokens"]) == {"device", "states", "all"}
+    assert found["problem"]["tokens"] == 32768
+    assert "long" not in json.loads(cli("plan", "--json").stdout)

@@ -231,7 +231,7 @@ def test_a_wrong_argument_is_2_and_named(hardware_ci, tmp_path, arguments, words
         assert word in message, message
 
 
-@pytest.mark.parametrize("command", ["run", "small", "compile", "report", "workflow"])
+@pytest.mark.parametrize("command", ["run", "small", "long", "compile", "report", "workflow"])
 def test_help(hardware_ci, command):
     assert "Usage" in hardware_ci(command, "--help").stdout
 
