@@ -249,7 +249,7 @@ def _folded(folds: Folds, found: Tensor, like: Tensor) -> Tensor:
     """Sum a gradient [B, T, H, D] over the output heads that share a head."""
     if found.shape == like.shape:
         return found
-    shared = found.view(*found.shape[:2], like.shape[2], -1, like.shape[3])
+    shared = found.view(*found.shape[:2], like.shape[2], found.shape[2] // like.shape[2], like.shape[3])
     return folds.add(shared, like.dtype, tuple(like.shape), (3,))
 
 
