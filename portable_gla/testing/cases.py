@@ -216,8 +216,8 @@ def _packed() -> Iterator[Case]:
     for gate, dtype in itertools.product(GATES, DTYPES):
         yield _case(f"packed-many-{gate}-{SHORT[dtype]}", lengths=lengths["many"], gate=gate, dtype=dtype,
                     initial_state="each", cu_dtype=torch.int64)
-    yield _case("packed-all-empty-grouped-heads", "quick", lengths=(0, 0), q_heads=4, k_heads=1, v_heads=2, gate_heads=2,
-                bonus=True, initial_state="broadcast")
+    yield _case("packed-all-empty-grouped-heads", "quick", lengths=(0, 0), q_heads=4, k_heads=1, v_heads=2,
+                gate_heads=2, bonus=True, initial_state="broadcast")
     yield _case("packed-grouped-heads", lengths=(0, 30, 0, 11), q_heads=4, k_heads=1, v_heads=2, gate_heads=2,
                 initial_state="broadcast", bonus=True)
 
