@@ -1,0 +1,115 @@
+"""Compiles the emulator and kernels for it, and keeps what it compiled."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from portable_gla_volta import cache
+from portable_gla_volta.kernel import Kernel
+from portable_gla_volta.sources import Source
+
+FOLDER = Path(__file__).with_name("csrc")
+_TARGET = "target.cuh"
+_OPTIONS = ("-std=c++17", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-fno-gnu-unique",
+            "-fvisibility=hidden")
+
+
+class BuildError(RuntimeError):
+    """The compiler is missing, or refused a source."""
+
+
+@functools.cache
+def _compiler() -> tuple[str, str]:
+    """Find the compiler, and what its output depends on beside its input: its version and the processor."""
+    found = os.environ.get("CXX") or shutil.which("g++")
+    if not found:
+        raise BuildError("the Volta emulator compiles kernels with g++, and there is none; set CXX or install it")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    return found, f"{version}{platform.machine()}{_processor()}"
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.lower().startswith(("flags", "features")):
+                return line
+    return platform.processor()
+
+
+@functools.cache
+def _folder() -> Path:
+    """Return where libraries are kept: with other compiled kernels, else in a folder that lasts as long as we do."""
+    if cache.FOLDER is not None:
+        with contextlib.suppress(OSError):
+            (chosen := cache.FOLDER / "emulator").mkdir(parents=True, exist_ok=True)
+            if os.access(chosen, os.W_OK):
+                return chosen
+    return Path(tempfile.mkdtemp(prefix="portable-gla-volta-"))
+
+
+@functools.cache
+def _own() -> str:
+    """Return a hash of the emulator's own files."""
+    found = hashlib.sha256()
+    for path in sorted(FOLDER.iterdir()):
+        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def machine() -> Path:
+    """Compile the machine, or find it compiled."""
+    return _library("machine", "", ("-O3",), lambda folder: FOLDER / "machine.cpp")
+
+
+def kernel(kernel: Kernel, source: Source) -> Path:
+    """Compile a kernel, or find it compiled."""
+    def stage(folder: Path) -> Path:
+        # A quoted include looks beside the includer first, so the emulator's primitives have to stand there.
+        for name, text in ((source.name, source.text), *source.headers.items()):
+            (folder / name).write_text(text, encoding="utf-8")
+        (folder / _TARGET).write_text(f'#include "{FOLDER / _TARGET}"\n', encoding="utf-8")
+        return folder / source.name
+
+    defines = tuple(f"-D{name}={value}" for name, value in kernel.defines)
+    return _library(kernel.entry, source.digest(), ("-O2", *defines, "-x", "c++"), stage)
+
+
+def _library(name: str, digest: str, options: Sequence[str], stage: Callable[[Path], Path]) -> Path:
+    """Compile what ``stage`` puts into a folder, ``digest`` being its hash, or find it compiled."""
+    compiler, depends = _compiler()
+    everything = "\0".join((digest, _own(), depends, *_OPTIONS, *options))
+    path = _folder() / f"{name}-{hashlib.sha256(everything.encode()).hexdigest()[:32]}.so"
+    if path.exists():
+        return path
+    with _alone(path.with_suffix(".lock")):
+        if not path.exists():
+            part = path.with_suffix(f".{os.getpid()}.part")
+            with tempfile.TemporaryDirectory(prefix="portable-gla-volta-") as folder:
+                command = [compiler, *_OPTIONS, *options, "-o", str(part), str(stage(Path(folder)))]
+                ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            if ran.returncode:
+                raise BuildError(f"{' '.join(command)}\n{ran.stderr}")
+            part.replace(path)
+    return path
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Keep other processes from compiling the same at the same time."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
