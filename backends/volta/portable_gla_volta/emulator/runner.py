@@ -59,9 +59,12 @@ class EmulatorRunner:
             if kernel.shared > self.limits.shared:
                 raise ValueError(f"{sources.title(kernel)}: asks for {kernel.shared} bytes of shared memory, and "
                                  f"{self.target} has {self.limits.shared}")
-            path = building.kernel(kernel, sources.read(kernel.source, self.folder))
-            self._compiled[kernel] = _Compiled(path, kernel)
+            self._compiled[kernel] = _Compiled(self.build(kernel), kernel)
         return self._compiled[kernel]
+
+    def build(self, kernel: Kernel) -> Path:
+        """Make the library that has a kernel, or find it made."""
+        return building.kernel(kernel, sources.read(kernel.source, self.folder))
 
 
 class _Compiled:

@@ -229,9 +229,9 @@ void say_conflict(Conflict conflict, const Moment &now, const Moment &other, boo
     else
         snprintf(who, sizeof who, other.thread == SEVERAL ? "several threads" : "thread %d", other.thread);
     if (address) snprintf(where, sizeof where, "global memory");
-    else snprintf(where, sizeof where, "offset %lld of shared memory", offset);
+    else snprintf(where, sizeof where, "shared memory at offset %lld", offset);
     reports.add(conflict == OTHER_BLOCK ? BLOCKS : RACE, machine.block, now.thread, place, address,
-                "%s at %s what %s %s at %s:%d%s", verb(store), where, who, before.store ? "stored" : "loaded",
+                "%s %s that %s %s at %s:%d%s", verb(store), where, who, before.store ? "stored to" : "loaded",
                 base(before.file), before.line,
                 conflict == OTHER_BLOCK ? " in the same launch" : ", with no barrier between");
 }
