@@ -111,7 +111,7 @@ DEVICE float quick_exponential(float x) { return exp2_approx(mul_(x, 1.44269504f
 
 // exp(x) to about one unit in the last place, 0 below the normal range, infinity above the largest number.
 DEVICE float exponential(float x) {
-  float bounded = smaller(larger(x, -200.0f), 200.0f);
+  float bounded = smaller(larger(x, -105.0f), 105.0f);
   float n = nearest(mul_(bounded, 1.44269504f));
   float r = fma_(n, -0.693145752f, bounded);  // ln 2 in two parts, the first of few bits
   r = fma_(n, -1.42860677e-6f, r);

@@ -1,0 +1,141 @@
+// A state in registers, transposed: a warp holds 16 of its columns (V) by some of its rows (K), as results of the
+// matrix unit. So it is what the next product adds to, and with a few shuffles the left operand of the product that
+// reads it; it never goes through shared memory.
+//
+// Compiled in: KP (K padded: 32, 64, 128, 256), BV (the program's columns), WV x WK warps, WV = BV / 16.
+#pragma once
+
+constexpr int WARPS = WV * WK, THREADS = 32 * WARPS;
+constexpr int KT = KP < 128 ? KP : 128, TILES = KP / KT;  // tiles of channels, each a pair of operands in shared memory
+constexpr int CHUNKS = KT / 8, PARTS = KP / WK / 32;      // a warp's channels, 32 at a time
+constexpr int TILE_BYTES = CHUNK * KT * 2;
+static_assert(WV * 16 == BV && PARTS * 32 * WK == KP && THREADS >= 2 * KT);
+
+struct Carried {
+  float s[PARTS][2][8];
+};
+
+DEVICE int warp_values() { return 16 * (warp() % WV); }
+DEVICE int warp_keys() { return warp() / WV * (KP / WK); }
+
+// Where number i of part p, half t lies.
+DEVICE int carried_value(int i) { return warp_values() + result_row(i); }
+DEVICE int carried_key(int p, int t, int i) {
+  return warp_keys() + 32 * p + 16 * quad_column() + 8 * (i >> 2) + 4 * t + (lane() & 2) + (i & 1);
+}
+
+DEVICE void zero_state(Carried& state) {
+  UNROLL for (int p = 0; p < PARTS; p++)
+    UNROLL for (int t = 0; t < 2; t++) clear(state.s[p][t]);
+}
+
+DEVICE void read_state(Carried& state, const State& from, int row, int head, int first_value, int key_dim,
+                       int value_dim) {
+  UNROLL for (int p = 0; p < PARTS; p++)
+    UNROLL for (int t = 0; t < 2; t++)
+      UNROLL for (int i = 0; i < 8; i++) {
+        int key = carried_key(p, t, i), value = first_value + carried_value(i);
+        state.s[p][t][i] = key < key_dim && value < value_dim ? state_number(from, row, head, key, value) : 0.0f;
+      }
+}
+
+DEVICE void write_state(const Carried& state, const State& to, int row, int head, int first_value, int key_dim,
+                        int value_dim) {
+  UNROLL for (int p = 0; p < PARTS; p++)
+    UNROLL for (int t = 0; t < 2; t++)
+      UNROLL for (int i = 0; i < 8; i++) {
+        int key = carried_key(p, t, i), value = first_value + carried_value(i);
+        if (key < key_dim && value < value_dim) set_state_number(to, row, head, key, value, state.s[p][t][i]);
+      }
+}
+
+// Where a tile of channels lies, and a chunk of 8 channels of all.
+DEVICE int tile_offset(int tiles, int tile) { return tiles + 2 * TILE_BYTES * tile; }
+DEVICE int operand_at(int tiles, int row, int chunk) {
+  return tile_offset(tiles, chunk / CHUNKS) + tile_at<CHUNKS>(row, chunk % CHUNKS);
+}
+
+// A power of two that brings the warp's numbers to where float16 is precise.
+constexpr float TOP = 8192.0f;
+DEVICE float unit_of_state(const Carried& state) {
+  float most = 0.0f;
+  UNROLL for (int p = 0; p < PARTS; p++)
+    UNROLL for (int t = 0; t < 2; t++)
+      UNROLL for (int i = 0; i < 8; i++) most = larger(most, magnitude(state.s[p][t][i]));
+  return power_below(largest_of_warp(most)) / TOP;
+}
+
+// Eight channels of one row of the transposed state as a left operand: those of part p at 16 quad_column() + 8 half on.
+DEVICE void round_state(const Carried& state, int p, int half, float factor, unsigned (&found)[2][2]) {
+  bool odd = lane() & 2;
+  UNROLL for (int t = 0; t < 2; t++) {
+    const float(&s)[8] = state.s[p][t];
+    unsigned first = pack_half(s[4 * half] * factor, s[4 * half + 1] * factor);
+    unsigned second = pack_half(s[4 * half + 2] * factor, s[4 * half + 3] * factor);
+    unsigned got = shuffle_xor(odd ? first : second, 2);
+    found[t][0] = odd ? got : first;
+    found[t][1] = odd ? second : got;
+  }
+}
+
+// The columns of V as left operands, four positions at a time, each multiplied by its number in `weights` if given.
+struct Values {
+  unsigned word[CHUNK / 4][2];
+};
+
+DEVICE void load_values(Values& values, int tile) {
+  UNROLL for (int step = 0; step < CHUNK / 4; step++) {
+    Words<2> words = shared_load<2>(tile + tile_at<BV / 8, VALUES>(4 * step + quad_lane(), warp_values() / 8 + upper()) +
+                                    8 * quad_row());
+    values.word[step][0] = words.word[0];
+    values.word[step][1] = words.word[1];
+  }
+}
+
+DEVICE void weigh_values(Values& values, int weights) {
+  UNROLL for (int step = 0; step < CHUNK / 4; step++) {
+    float weight = shared_float(weights + 4 * (4 * step + quad_lane()));
+    UNROLL for (int n = 0; n < 2; n++)
+      values.word[step][n] = pack_half(half_low(values.word[step][n]) * weight, half_high(values.word[step][n]) * weight);
+  }
+}
+
+// S <- S times the decays at `totals`, one float a channel, or one for all.
+DEVICE void decay_state(Carried& state, int totals, bool per_channel) {
+  if (per_channel) {
+    UNROLL for (int p = 0; p < PARTS; p++)
+      UNROLL for (int t = 0; t < 2; t++)
+        UNROLL for (int i = 0; i < 8; i += 4) {
+          Words<2> words = shared_load<2>(totals + 4 * carried_key(p, t, i));
+          UNROLL for (int n = 0; n < 4; n++) state.s[p][t][i + n] *= bits_to_float(words.word[n & 1]);
+        }
+  } else {
+    float total = shared_float(totals);
+    UNROLL for (int p = 0; p < PARTS; p++)
+      UNROLL for (int t = 0; t < 2; t++)
+        UNROLL for (int i = 0; i < 8; i++) state.s[p][t][i] *= total;
+  }
+}
+
+// S <- S + Vᵀ X: `right` selects a tile pair's second tile.
+DEVICE void add_to_state(Carried& state, const Values& values, int tiles) {
+  UNROLL for (int step = 0; step < CHUNK / 4; step++)
+    UNROLL for (int p = 0; p < PARTS; p++) {
+      int chunk = warp_keys() / 8 + 4 * p + 2 * quad_column() + upper();
+      Words<4> words = shared_load<4>(operand_at(tiles, 4 * step + quad_lane(), chunk));
+      UNROLL for (int t = 0; t < 2; t++) {
+        unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
+        mma<false, false>(state.s[p][t], values.word[step], b);
+      }
+    }
+}
+
+// 32 positions of the program's columns into shared memory; what lies outside is 0.
+DEVICE void stage_values(int tile, const Rows& rows, int position, int end, int first_value, int value_dim) {
+  for (int item = thread(); item < CHUNK * BV; item += THREADS) {
+    int row = item / BV, column = item % BV;
+    bool inside = position + row < end && first_value + column < value_dim;
+    shared_set_half(tile + half_at<BV / 8, VALUES>(row, column),
+                    inside ? row_half(rows, position + row, first_value + column) : (unsigned short)0);
+  }
+}
