@@ -35,7 +35,7 @@ class Image(NamedTuple):
     compiled: bool
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def key(kernel: Kernel, target: str) -> str:
     """Return what code depends on, the compiler aside, as a name that is readable at its start."""
     digest = hashlib.sha256("\n".join(
@@ -55,6 +55,8 @@ class Images:
 
         Parameters
         ----------
+        kernel, target
+            What for what.
         cuda
             The major version of the CUDA that this machine's driver has; None: there is no driver.
         ahead

@@ -83,12 +83,15 @@ class Nvrtc:
 
     def _fetch(self, program: ctypes.c_void_p, what: str) -> bytes:
         size = ctypes.c_size_t()
-        for function, result in ((f"nvrtcGet{what}Size", ctypes.byref(size)), (f"nvrtcGet{what}", None)):
-            result = result or (buffer := ctypes.create_string_buffer(size.value))
-            status = getattr(self._library, function)(program, result)
-            if status:
-                raise KernelError(f"NVRTC: {function}: {self._words(status)}")
+        self._call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._call(f"nvrtcGet{what}", program, buffer)
         return buffer.raw
+
+    def _call(self, name: str, *arguments: object) -> None:
+        status = getattr(self._library, name)(*arguments)
+        if status:
+            raise KernelError(f"{name}: {self._words(status)}")
 
     def _words(self, status: int) -> str:
         return str(self._library.nvrtcGetErrorString(status).decode())

@@ -32,9 +32,9 @@ class Source(NamedTuple):
         return found.hexdigest()
 
 
-def read(name: str) -> Source:
-    """Read a source of ``csrc``."""
-    return _read(name, FOLDER)
+def read(name: str, folder: Path | None = None) -> Source:
+    """Read a source of ``csrc``, or of another folder."""
+    return _read(name, folder or FOLDER)
 
 
 @functools.cache

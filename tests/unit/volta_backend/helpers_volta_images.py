@@ -6,9 +6,10 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from portable_gla.errors import KernelError
 from portable_gla_volta import nvrtc
 from portable_gla_volta.kernel import Kernel
+
+from portable_gla.errors import KernelError
 
 SOURCE = '''\
 #include "own.cuh"
