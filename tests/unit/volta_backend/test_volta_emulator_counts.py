@@ -33,7 +33,8 @@ def test_wavefronts(mode: int, order: int) -> None:
         toys.launch("banks", torch.empty(0), torch.empty(32), shared=4096, mode=mode)
     (launch,) = launches
     loads = [site for site in launch.sites if site.space == "shared" and not site.store]
-    found = tuple(sum(getattr(site, name) for site in loads) for name in ("instructions", "wavefronts", "least", "words"))
+    found = tuple(sum(getattr(site, name) for site in loads)
+                  for name in ("instructions", "wavefronts", "least", "words"))
     assert found == PATTERNS[mode]
     assert launch.ragged == (2 if mode == 12 else 0)  # there lanes loop once or twice
     (stores,) = [site for site in launch.sites if site.space == "shared" and site.store]

@@ -31,7 +31,8 @@ def current() -> Options:
 
 
 @contextlib.contextmanager
-def options(order: int = 1, truncate: bool = False, checks: str = "fast", count: bool = False) -> Iterator[list[Launch]]:
+def options(order: int = 1, truncate: bool = False, checks: str = "fast",
+            count: bool = False) -> Iterator[list[Launch]]:
     """Choose how launches within the context run, on all threads; the list is of what they did, if they are counted.
 
     Parameters

@@ -95,14 +95,14 @@ class _Extent(NamedTuple):
 
 
 def _extent(tensor: Tensor) -> _Extent:
-    """The bytes from a tensor's first element to its last, whatever lies between."""
+    """Return the bytes from a tensor's first element to its last, whatever lies between."""
     begin = tensor.data_ptr()
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return _Extent(begin, begin + (last + 1) * tensor.element_size())
 
 
 def _stretches(tensors: Iterable[Tensor]) -> tuple[list[int], list[int]]:
-    """The legal global memory, ascending; tensors that overlap, as slices of one may, make one stretch."""
+    """List the legal global memory, ascending; tensors that overlap, as slices of one may, make one stretch."""
     begins: list[int] = []
     ends: list[int] = []
     for begin, end in sorted(_extent(tensor) for tensor in tensors if tensor.numel()):
