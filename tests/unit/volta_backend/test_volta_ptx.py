@@ -82,7 +82,8 @@ def test_another_instruction_gives_other_numbers(folder: Path, seed: int, what: 
 
 
 @pytest.mark.parametrize(("what", "by", "error"), [
-    ("bar.sync", "// bar.sync", (RaceError, UninitialisedError)), ("st.shared.v2", "// st.shared.v2", UninitialisedError),
+    ("bar.sync", "// bar.sync", (RaceError, UninitialisedError)),
+    ("st.shared.v2", "// st.shared.v2", UninitialisedError),
     ("+6]", "+7]", OutOfBoundsError)])
 def test_the_machine_checks_compiled_code_too(folder: Path, seed: int, what: str, by: str, error) -> None:
     with pytest.raises(error) as caught, options(checks="all"):
@@ -102,7 +103,8 @@ def test_what_is_not_one_kernel_is_an_error() -> None:
     good = f"{HEAD}\tret;\n}}\n"
     assert parse(good).threads == 32 and parse(good).size == 16
     for text in (good.replace(".visible", ".const .b32 table[4];\n.visible"), good + good.split("64\n")[1],
-                 good.replace(".maxntid 32, 1, 1", ""), good.replace(".align 8 .b8 tiny_param_0[16]", ".u64 tiny_x"), ""):
+                 good.replace(".maxntid 32, 1, 1", ""),
+                 good.replace(".align 8 .b8 tiny_param_0[16]", ".u64 tiny_x"), ""):
         with pytest.raises(PtxError):
             parse(text)
     with pytest.raises(PtxError):

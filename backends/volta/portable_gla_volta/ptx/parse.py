@@ -29,11 +29,11 @@ class Label(NamedTuple):
 
 
 class Registers(NamedTuple):
-    """A declaration: of ``count`` registers name0, name1, ..., or of one (count 0)."""
+    """A declaration: of ``number`` registers name0, name1, ..., or of one (number 0)."""
 
     kind: str  # "b32", "pred", ...
     name: str
-    count: int
+    number: int
 
 
 class Scope(NamedTuple):
@@ -53,7 +53,8 @@ class Kernel(NamedTuple):
     body: tuple[Instruction | Label | Registers | Scope, ...]
 
 
-_ENTRY = re.compile(r"\.visible \.entry (\w+)\(\s*\.param \.align \d+ \.b8 (\w+)\[(\d+)\]\s*\)\s*((?:\.\w+[ \d,]*\s*)*)\{")
+_ENTRY = re.compile(
+    r"\.visible \.entry (\w+)\(\s*\.param \.align \d+ \.b8 (\w+)\[(\d+)\]\s*\)\s*((?:\.\w+[ \d,]*\s*)*)\{")
 _SHARED = re.compile(r"\.extern \.shared \.align \d+ \.b8 (\w+)\[\];")
 _BEFORE = re.compile(r"\.(version|target|address_size)\b.*")
 _STATEMENT = re.compile(r"\s*(?:(?P<label>\$?[\w$]+):(?!:)|(?P<scope>[{}])|(?P<text>[^;{}]*(?:\{[^{}]*\}[^;{}]*)*);)")
@@ -116,8 +117,9 @@ def _statement(text: str, line: int) -> Iterator[Instruction | Registers]:
     found = re.fullmatch(r"(?:@(!?)(%\w+) )?([a-z]\w*)((?:\.[\w:]+)*)(?: (.*))?", text)
     if found is None:
         raise PtxError(f"line {line}: {text}")
-    negated, guard, name, parts, operands = found.groups()
-    yield Instruction(line, name, tuple(parts.split(".")[1:]), tuple(_split(operands or "")), guard or "", bool(negated))
+    negated, guard, name, parts, rest = found.groups()
+    operands = tuple(_split(rest or ""))
+    yield Instruction(line, name, tuple(parts.split(".")[1:]), operands, guard or "", bool(negated))
 
 
 def _split(text: str) -> Iterator[str]:

@@ -44,7 +44,7 @@ class Translation:
         if isinstance(statement, Registers):
             if statement.kind not in _REGISTERS:
                 raise PtxError(f"a register of type {statement.kind}")
-            names = [f"{statement.name}{number}" for number in range(statement.count)] or [statement.name]
+            names = [f"{statement.name}{number}" for number in range(statement.number)] or [statement.name]
             return f"{_REGISTERS[statement.kind]} {', '.join(map(_register, names))};"
         code = self._instruction(statement)
         if statement.guard:
@@ -117,7 +117,7 @@ def _rule(pattern: str) -> Callable[[_Write], _Write]:
 
 
 def _computed(pattern: str, expression: str) -> None:
-    """Add a rule for ``d = expression``: {a}, {b}, {c} are operands of type t, {n} the last one as u32, {t} its name."""
+    """Add a rule for ``d = expression``: {a}, {b}, {c} are operands of type t, {n} the last as u32, {t} t's name."""
 
     @_rule(pattern)
     def write(code: Translation, found: re.Match[str], one: Instruction) -> str:
@@ -290,7 +290,8 @@ def _memory(code: Translation, found: re.Match[str], one: Instruction) -> str:
     given = " ".join(f"part = {code.value(part, f'b{8 * each}')}; "
                      f"memcpy((char *)words.word + {number * each}, &part, {each});"
                      for number, part in enumerate(parts))
-    return f"{{ {words}; uint{8 * each}_t part; {given} {found['space']}_store<{size // 4}>({where}, words, {place}); }}"
+    store = f"{found['space']}_store<{size // 4}>({where}, words, {place});"
+    return f"{{ {words}; uint{8 * each}_t part; {given} {store} }}"
 
 
 @_rule(r"(?:bar|barrier)\.sync(?:\.aligned)?")
