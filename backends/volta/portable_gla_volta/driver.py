@@ -14,7 +14,7 @@ import torch
 
 from portable_gla.errors import KernelError
 from portable_gla.problem import Reason
-from portable_gla_volta import targets
+from portable_gla_volta import cache, nvrtc, targets
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _WITHOUT_ASKING = 48 * 1024  # bytes of dynamic shared memory
@@ -139,8 +139,8 @@ def unavailable() -> Sequence[Reason]:
         return (Reason("device", "PyTorch sees no NVIDIA GPU here",
                        "testing.emulate('volta') runs the kernels on CPU tensors, slowly"),)
     here = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
-    names = [f"sm_{major}{minor}" for major, minor in here]
-    return against_build(names, torch.version.cuda or "", torch.cuda.get_arch_list())
+    names = tuple(f"sm_{major}{minor}" for major, minor in here)
+    return against_build(names, torch.version.cuda or "", torch.cuda.get_arch_list()) or without_code(names)
 
 
 def against_build(devices: Sequence[str], cuda: str, built: Sequence[str]) -> Sequence[Reason]:
@@ -160,6 +160,25 @@ def against_build(devices: Sequence[str], cuda: str, built: Sequence[str]) -> Se
         why = f"CUDA {cuda} dropped it" if int(re.split(r"\D", cuda)[0] or 0) >= 13 else "it was left out"
         return (Reason("build", f"this build of PyTorch (CUDA {cuda}) has no code for a V100 (sm_70): {why}", BUILDS),)
     return ()
+
+
+@functools.cache
+def without_code(devices: Sequence[str]) -> Sequence[Reason]:
+    """Refuse where kernels can neither be compiled nor have been, for any of the devices that they are for."""
+    wanted = [target for target in map(targets.of, devices) if target is not None]
+    missing = []
+    for target in wanted:
+        try:
+            nvrtc.find(target)
+        except KernelError as error:
+            missing.append(str(error))
+            if cache.FOLDER is not None and any(cache.FOLDER.glob(f"*-{target}-*")):
+                return ()
+        else:
+            return ()
+    return (Reason("compiler", f"the kernels are not built, and cannot be: {missing[0]}",
+                   f"{nvrtc.HINT}, or bring a cache that `portable-gla build --backend volta` made on another machine "
+                   "and name it in PORTABLE_GLA_CACHE"),) if missing else ()
 
 
 def _release() -> str:

@@ -86,7 +86,7 @@ class Images:
             return Image(entry.code, where, name, self.cache.path(where, name), False)
         if compiler is None or own is None:
             raise KernelError(f"{sources.title(kernel)} is not in the cache for {target} ({self.cache.folder}), and "
-                              f"cannot be compiled: {missing}") from missing
+                              f"cannot be compiled: {missing} -> {nvrtc.HINT}") from missing
         source = sources.read(kernel.source)
         made = compiler.compile(source.name, source.text, source.headers, sources.options(kernel, target))
         self.cache.put(where, own, made.code, **_facts(kernel, target, ahead))

@@ -115,7 +115,7 @@ def find(target: str) -> Nvrtc:
             return library
         else:
             found.append(f"{path} is NVRTC {library.version[0]}.{library.version[1]}, without {target}")
-    raise KernelError(f"no NVRTC that compiles for {target}: {'; '.join(found) or 'none was found'}. {HINT}")
+    raise KernelError(f"no NVRTC that compiles for {target}: {'; '.join(found) or 'none was found'}")
 
 
 @functools.cache

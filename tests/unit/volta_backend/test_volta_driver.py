@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import helpers_volta_images as helpers
 import pytest
 import torch
-from portable_gla_volta import driver, targets
+from portable_gla_volta import cache, driver, nvrtc, targets
 from portable_gla_volta.cache import Cache
 from portable_gla_volta.device_runner import DeviceRunner
 from portable_gla_volta.images import Images
@@ -215,3 +215,18 @@ def test_a_machine_with_a_v100_is_asked(monkeypatch: pytest.MonkeyPatch) -> None
     assert [reason.code for reason in driver.unavailable()] == ["build"]
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(CU126))
     assert not driver.unavailable()
+
+
+def test_neither_a_compiler_nor_built_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(nvrtc, "find", helpers.no_compiler)
+    monkeypatch.setattr(cache, "FOLDER", tmp_path)
+    driver.without_code.cache_clear()
+    reason, = driver.without_code(("sm_70",))
+    assert reason.code == "compiler" and "no NVRTC" in reason.text
+    assert "nvidia-cuda-nvrtc-cu12" in reason.hint and "PORTABLE_GLA_CACHE" in reason.hint
+    assert not driver.without_code(("sm_90",))  # which planning refuses for its own sake
+    driver.without_code.cache_clear()
+    Cache(tmp_path).put("forward-sm_70-0", "nvrtc-12.9", b"code")
+    assert not driver.without_code(("sm_70",))
+    assert driver.without_code(("sm_75",))
+    driver.without_code.cache_clear()
