@@ -29,8 +29,8 @@ def compile_(
 ) -> None:
     """Compile a backend's kernels for devices that are not here; write registers, spills and shared memory as a table.
 
-    A build fails if the compiler says so, if it takes more shared memory than there is, or if it spills on sm_80 or
-    sm_90 and does not stand in offline/allowed_spills.yaml.
+    A build fails if the compiler or the backend says so, if it takes more shared memory than there is, or if it spills
+    on sm_70 to sm_90 and does not stand in offline/allowed_spills.yaml.
 
     Exit status: 0 if no build fails, 1 if one does, 2 for a wrong argument.
     """

@@ -86,6 +86,18 @@ def test_targets_a_sample_and_what_was_compiled_in_a_few_words(compile_, tmp_pat
     assert offline.summary("fakesample", "sm_80", tmp_path) == offline.summary("other", "sm_90", tmp_path) == ""
 
 
+def test_what_else_a_backend_has_to_say(compile_, tmp_path):
+    result, found = compile_(name="fakeextra", fault='''
+        class Told(Compiled):
+            extra = {"hmma": 64, "key": "k"}
+        return Told(build, 128, 0, 1000, 2000, 4, 2.0, 0.5, "")
+    ''')
+    assert result.exit_code == 0 and all(row["extra"] == {"hmma": 64, "key": "k"} for row in found["rows"])
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| blocks (predicted) | hmma | |" in text
+    assert "| sm_90 | `forward` | dim 128, tile [16, 16] | 128 | 0 | 1,000 of 2,000 | 4 | 2 | 64 |  |" in text
+
+
 def test_an_error_and_a_compiler_that_dies_are_rows_that_fail(compile_):
     result, found = compile_("--targets", "sm_80,gfx942", name="fakedies", fault='''
         if build.configuration["dim"] == 128:
@@ -105,6 +117,7 @@ def test_an_error_and_a_compiler_that_dies_are_rows_that_fail(compile_):
     (Row("k", "gfx942", shared=11, shared_limit=10), "11 bytes of shared memory, of 10"),
     (Row("k", "sm_80", spills=8), "8 bytes of spills"),
     (Row("k", "sm_90", spills=8), "8 bytes of spills"),
+    (Row("k", "sm_70", spills=8), "8 bytes of spills"),
     (Row("k", "sm_100", spills=8), ""),
     (Row("k", "gfx942", spills=None), ""),
 ])
