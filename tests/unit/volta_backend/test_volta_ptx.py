@@ -71,6 +71,18 @@ def test_products_fused_with_sums_differ_in_the_last_bits(folder: Path, seed: in
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
 
 
+def test_instructions_are_counted_as_they_run(folder: Path, seed: int) -> None:
+    """A loop of n turns runs n times as many; all threads count."""
+    runner, found = PtxRunner(folder=folder), []
+    runner.instructions(EVERY)  # forgets what other tests ran
+    for count in (8, 16, 24):
+        run(runner, seed, count)
+        found.append(runner.instructions(EVERY))
+    assert runner.instructions(EVERY) == 0
+    # The loop over `count` aside, threads below `count` fill shared memory: the same number more each time.
+    assert found[2] - found[1] == found[1] - found[0] and (found[1] - found[0]) / (8 * 3 * 64) > 20
+
+
 @pytest.mark.parametrize(("what", "by"), [
     ("m8n8k4.row.col", "m8n8k4.row.row"), ("m8n8k4.col.row", "m8n8k4.row.row"), ("shfl.sync.bfly", "shfl.sync.idx"),
     ("+6]", "+4]"), ("mad.lo.s32", "mad.lo.u32")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,15 @@ class PtxRunner(EmulatorRunner):
     def __init__(self, options: Sequence[str] = (), target: str = "sm_70", folder: Path = sources.FOLDER) -> None:
         super().__init__(target, folder)
         self.options = tuple(options)
+
+    def instructions(self, kernel: Kernel) -> int:
+        """Return how many PTX instructions threads have run of a kernel, since the last time this was asked.
+
+        A predicated instruction counts whether it is carried out or not, as it is issued either way.
+        """
+        counter = ctypes.c_longlong.in_dll(self.compiled(kernel)._library, "instructions_run")
+        found, counter.value = counter.value, 0
+        return found
 
     def ptx(self, kernel: Kernel) -> str:
         """Compile a kernel as it would be for a newer GPU."""

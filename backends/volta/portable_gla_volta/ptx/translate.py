@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from portable_gla_volta.ptx.parse import Instruction, Kernel, Label, PtxError, Registers, Scope, parse
 
@@ -15,6 +15,7 @@ _TYPES = {"f32": "float", "pred": "bool",
           **{f"{letter}{size}": f"{'' if letter == 's' else 'u'}int{size}_t"
              for letter in "sub" for size in (8, 16, 32, 64)}}
 _SPECIAL = {"%tid.x": "(uint32_t)thread()", "%ctaid.x": "(uint32_t)block()", "%laneid": "(uint32_t)lane()"}
+_FREE = ("cvta",)  # makes no machine instruction
 _COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">",
              "hs": ">="}
 _NEGATED = {"equ": "!=", "ltu": ">=", "leu": ">", "gtu": "<=", "geu": "<"}  # unordered: the opposite does not hold
@@ -30,11 +31,32 @@ class Translation:
     def text(self) -> str:
         """Return the source of a shared object that the emulator's machine can run."""
         kernel = self.kernel
-        body = "\n".join(map(self._statement, kernel.body))
+        body = "\n".join(self._counted(kernel.body))
         return (f'#include "instructions.h"\nusing namespace ptx;\n'
                 f"struct Parameter {{ unsigned char byte[{kernel.size}]; }};\n"
                 f'static const char *const file = "{kernel.name}.ptx";\n'
+                'extern "C" __attribute__((visibility("default"), used)) long long instructions_run = 0;\n'
                 f"KERNEL({kernel.name}, {kernel.threads}, 1, Parameter) {{\n{body}\n}}\n")
+
+    def _counted(self, body: Sequence[Instruction | Label | Registers | Scope]) -> Iterator[str]:
+        """Write the statements; at the start of each stretch that is run as a whole, how many instructions it has."""
+        lengths, start = {0: 0}, 0
+        for number, statement in enumerate(body):
+            if isinstance(statement, Label):
+                start = number
+                lengths[start] = 0
+            elif isinstance(statement, Instruction):
+                lengths[start] += statement.name not in _FREE
+                if statement.name in ("bra", "ret"):
+                    start = number + 1
+                    lengths[start] = 0
+        for number, statement in enumerate(body):
+            if isinstance(statement, Label):
+                yield self._statement(statement)
+            if lengths.get(number):
+                yield f"instructions_run += {lengths[number]};"
+            if not isinstance(statement, Label):
+                yield self._statement(statement)
 
     def _statement(self, statement: Instruction | Label | Registers | Scope) -> str:
         if isinstance(statement, Label):
