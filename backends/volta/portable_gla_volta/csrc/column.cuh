@@ -6,6 +6,15 @@
 
 constexpr int SUB = 16;
 
+#ifdef FLOAT32
+struct Column {
+  float e[SUB], q[SUB], k[SUB];
+};
+
+DEVICE float q_of(const Column& column, int r) { return column.q[r]; }
+DEVICE float k_of(const Column& column, int r) { return column.k[r]; }
+DEVICE float decay_of(float g) { return exponential(g); }
+#else
 struct Column {
   float e[SUB];
   unsigned qk[SUB];  // q low, k high
@@ -13,11 +22,34 @@ struct Column {
 
 DEVICE float q_of(const Column& column, int r) { return half_low(column.qk[r]); }
 DEVICE float k_of(const Column& column, int r) { return half_high(column.qk[r]); }
+DEVICE float decay_of(float g) { return quick_exponential(g); }
+#endif
+
+// Rows outside the sequence and channels beyond the last are 0.
+DEVICE void load_pairs(Column& column, const Rows& q, const Rows& k, int position, int end, int channel, bool inside) {
+  UNROLL for (int r = 0; r < SUB; r++) {
+    bool there = inside && position + r < end;
+#ifdef FLOAT32
+    column.q[r] = there ? row_float(q, position + r, channel) : 0.0f;
+    column.k[r] = there ? row_float(k, position + r, channel) : 0.0f;
+#else
+    unsigned low = there ? row_half(q, position + r, channel) : 0;
+    unsigned high = there ? row_half(k, position + r, channel) : 0;
+    column.qk[r] = low | high << 16;
+#endif
+  }
+}
 
 // The exponentials of 16 positions' gates: 1 outside the sequence, or beyond the last channel.
 DEVICE void load_decays(float (&e)[SUB], const Rows& g, int position, int end, int channel, bool inside) {
-  UNROLL for (int r = 0; r < SUB; r++)
-    e[r] = inside && position + r < end ? quick_exponential(row_number(g, position + r, channel)) : 1.0f;
+  if (g.kind == 0) {
+    UNROLL for (int r = 0; r < SUB; r++)
+      e[r] = inside && position + r < end ? row_float(g, position + r, channel) : 0.0f;
+  } else {
+    UNROLL for (int r = 0; r < SUB; r++)
+      e[r] = inside && position + r < end ? from_half(row_half(g, position + r, channel)) : 0.0f;
+  }
+  UNROLL for (int r = 0; r < SUB; r++) e[r] = decay_of(e[r]);
 }
 
 DEVICE float product_of(const float (&e)[SUB]) {

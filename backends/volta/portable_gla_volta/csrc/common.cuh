@@ -91,6 +91,12 @@ DEVICE void set_row_number(const Rows& rows, int position, int channel, float va
   store_number(rows.data, rows.origin + position * rows.step + channel * rows.channel, rows.kind, value);
 }
 
+// Of a tensor that is float32.
+DEVICE float row_float(const Rows& rows, int position, int channel) {
+  return bits_to_float(
+      global_load<1>((const float*)rows.data + (rows.origin + position * rows.step + channel * rows.channel)).word[0]);
+}
+
 // Of a tensor that is float16.
 DEVICE unsigned short row_half(const Rows& rows, int position, int channel) {
   return global_half((const unsigned short*)rows.data + (rows.origin + position * rows.step + channel * rows.channel));

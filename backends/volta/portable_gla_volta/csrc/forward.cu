@@ -95,12 +95,7 @@ KERNEL(forward, THREADS, 65536 / 128 / THREADS, SweepArguments) {
       int channel = tile * KT + own, readers = tile_offset(0, tile), keys = readers + TILE_BYTES;
       bool inside = active && channel < key_dim;
       int first = position + SUB * side;
-      UNROLL for (int r = 0; r < SUB; r++) {
-        bool there = inside && first + r < end;
-        unsigned low = there ? row_half(q, first + r, channel) : 0;
-        unsigned high = there ? row_half(k, first + r, channel) : 0;
-        column.qk[r] = low | high << 16;
-      }
+      load_pairs(column, q, k, first, end, channel, inside);
       float bonus = arguments.bonus && inside ? bits_to_float(
           global_load<1>(arguments.bonus + (int64)head * key_dim + channel).word[0]) : 1.0f;
       if (CHANNEL) {
@@ -152,7 +147,7 @@ KERNEL(forward, THREADS, 65536 / 128 / THREADS, SweepArguments) {
     store_largest<WARPS>(blocks, LARGEST);
     barrier();
     float unit = unit_of_scores<WARPS>(LARGEST);
-    put_scores<WARPS>(blocks, SCORES_AT, inverse_power(unit));
+    put_scores<WARPS>(blocks, SCORES_AT, inverse_power(unit), false);
     if (active) {
       int readers = tile_offset(0, TILES - 1), keys = readers + TILE_BYTES;
       if (CHANNEL) {
@@ -206,13 +201,13 @@ KERNEL(forward, THREADS, 65536 / 128 / THREADS, SweepArguments) {
     if (warp() / WV == 0) {  // each warp its own columns of the tile that v was in
       UNROLL for (int side = 0; side < 2; side++)
         UNROLL for (int i = 0; i < 8; i++)
-          shared_set_half(VALUES_AT + half_at<BV / 8, VALUES>(16 * side + result_column(i), carried_value(i)),
+          shared_set_half(VALUES_AT + element_at<BV / 8, VALUES>(16 * side + result_column(i), carried_value(i)),
                           to_half(out[side][i] * (unit * arguments.scale)));
       warp_barrier();
       int column_of = warp_values() + (lane() & 15);
       UNROLL for (int n = 0; n < CHUNK / 2; n++) {
         int row = 4 * (n / 2) + (n & 1) + 2 * upper();
-        unsigned short half = shared_half(VALUES_AT + half_at<BV / 8, VALUES>(row, column_of));
+        unsigned short half = shared_half(VALUES_AT + element_at<BV / 8, VALUES>(row, column_of));
         if (position + row < end && first_value + column_of < value_dim)
           global_set_half((unsigned short*)o.data + (o.origin + (position + row) * o.step +
                                                      (first_value + column_of) * o.channel), half);

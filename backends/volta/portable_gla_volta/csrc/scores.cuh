@@ -38,10 +38,6 @@ template <int WARPS, int CHUNKS> DEVICE void add_between(Scores<WARPS>& scores, 
     multiply_rows<CHUNKS>(scores.between, a, 16, b, 0, chunk);
 }
 
-template <int CHUNKS> DEVICE void put(int tile, int row, int channel, float value) {
-  shared_set_half(tile + half_at<CHUNKS>(row, channel), to_half(value));
-}
-
 // How small a chunk's decays are: 2 over the whole chunk, 1 within its blocks, else 0; every thread's vote in `votes`,
 // one word a warp, to be counted behind a barrier.
 constexpr float NEAR_CHUNK = 16.0f, NEAR_BLOCK = 128.0f, NEAR_KEY = 200.0f;
@@ -218,16 +214,29 @@ template <int WARPS> DEVICE float unit_of_scores(int offset) {
   return power_below(most);
 }
 
-// Into a tile [i, j], or [j, i] if transposed.
-template <int WARPS> DEVICE void put_scores(const Blocks<WARPS>& blocks, int tile, float factor) {
+constexpr int SCORE_CHUNKS = CHUNK / PER, SCORE_BYTES = CHUNK * CHUNK * SIZE;
+
+// Into a tile [i, j], or [j, i] if transposed (then with the zeros above the diagonal blocks).
+template <int WARPS> DEVICE void put_scores(const Blocks<WARPS>& blocks, int tile, float factor, bool transposed) {
   UNROLL for (int n = 0; n < Blocks<WARPS>::COUNT; n++) {
     int mine = warp() + n * WARPS;
     if (mine >= BLOCKS) continue;
     UNROLL for (int i = 0; i < 8; i += 2) {
+      int row = block_row(mine) + result_row(i), column = block_column(mine) + result_column(i);
+      float first = blocks.value[n][i] * factor, second = blocks.value[n][i + 1] * factor;
+      if (transposed) {
+        put<SCORE_CHUNKS, SCORES>(tile, column, row, first);
+        put<SCORE_CHUNKS, SCORES>(tile, column + 1, row, second);
+        continue;
+      }
+#ifdef FLOAT32
+      put<SCORE_CHUNKS, SCORES>(tile, row, column, first);
+      put<SCORE_CHUNKS, SCORES>(tile, row, column + 1, second);
+#else
       Words<1> pair;
-      pair.word[0] = pack_half(blocks.value[n][i] * factor, blocks.value[n][i + 1] * factor);
-      shared_store<1>(tile + half_at<4, SCORES>(block_row(mine) + result_row(i), block_column(mine) + result_column(i)),
-                      pair);
+      pair.word[0] = pack_half(first, second);
+      shared_store<1>(tile + element_at<SCORE_CHUNKS, SCORES>(row, column), pair);
+#endif
     }
   }
 }

@@ -135,7 +135,7 @@ DEVICE void stage_values(int tile, const Rows& rows, int position, int end, int 
   for (int item = thread(); item < CHUNK * BV; item += THREADS) {
     int row = item / BV, column = item % BV;
     bool inside = position + row < end && first_value + column < value_dim;
-    shared_set_half(tile + half_at<BV / 8, VALUES>(row, column),
+    shared_set_half(tile + element_at<BV / 8, VALUES>(row, column),
                     inside ? row_half(rows, position + row, first_value + column) : (unsigned short)0);
   }
 }

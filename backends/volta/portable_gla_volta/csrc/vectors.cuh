@@ -6,14 +6,14 @@ constexpr int VECTOR_E = 0, VECTOR_PREFIX = 128, VECTOR_SUFFIX = 256, VECTOR_TOT
 // Lane i takes position i of 32: e, the product up to i (before i if exclusive), after i, and of all.
 DEVICE void head_vectors(int offset, const Rows& g, int position, int end, bool exclusive) {
   int i = lane();
-  float e = g.data && position + i < end ? quick_exponential(row_number(g, position + i, 0)) : 1.0f;
+  float e = g.data && position + i < end ? decay_of(row_number(g, position + i, 0)) : 1.0f;
   float prefix = e, suffix = e;
   UNROLL for (int step = 1; step < 32; step *= 2) {
-    float before = shuffle(prefix, i - step & 31), after = shuffle(suffix, i + step & 31);
+    float before = shuffle(prefix, (i - step) & 31), after = shuffle(suffix, (i + step) & 31);
     prefix *= i >= step ? before : 1.0f;
     suffix *= i + step < 32 ? after : 1.0f;
   }
-  float total = shuffle(prefix, 31), previous = shuffle(prefix, i - 1 & 31), next = shuffle(suffix, i + 1 & 31);
+  float total = shuffle(prefix, 31), previous = shuffle(prefix, (i - 1) & 31), next = shuffle(suffix, (i + 1) & 31);
   shared_set(offset + VECTOR_E + 4 * i, e);
   shared_set(offset + VECTOR_PREFIX + 4 * i, !exclusive ? prefix : i ? previous : 1.0f);
   shared_set(offset + VECTOR_SUFFIX + 4 * i, i < 31 ? next : 1.0f);
