@@ -1,8 +1,10 @@
 """Runs the CUDA C++ kernels on CPU tensors: the same sources, compiled by g++ and checked at every access.
 
-:class:`EmulatorRunner` launches kernels; :func:`options` chooses what launches check and lists what they do.
+:class:`EmulatorRunner` launches kernels; :func:`options` chooses what launches check and lists what they do;
+:func:`missing` says what keeps it from running here.
 """
 
+from .building import missing
 from .counts import Launch, Site
 from .errors import (
     EmulationError,
@@ -16,4 +18,4 @@ from .options import options
 from .runner import EmulatorRunner
 
 __all__ = ["EmulationError", "EmulatorRunner", "GlobalConflictError", "Launch", "OutOfBoundsError", "RaceError", "Site",
-           "SynchronizationError", "UninitialisedError", "options"]
+           "SynchronizationError", "UninitialisedError", "missing", "options"]

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,12 +29,23 @@ class BuildError(RuntimeError):
     """The compiler is missing, or refused a source."""
 
 
+def missing() -> str:
+    """Say why nothing can be compiled here, or nothing."""
+    try:
+        _compiler()
+    except BuildError as error:
+        return str(error)
+    return ""
+
+
 @functools.cache
 def _compiler() -> tuple[str, str]:
     """Find the compiler, and what its output depends on beside its input: its version and the processor."""
     found = os.environ.get("CXX") or shutil.which("g++")
+    if not sys.platform.startswith("linux"):
+        raise BuildError("the Volta emulator runs on Linux")
     if not found:
-        raise BuildError("the Volta emulator compiles kernels with g++, and there is none; set CXX or install it")
+        raise BuildError("the Volta emulator compiles kernels with g++, and there is none: install it")
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
     return found, f"{version}{platform.machine()}{_processor()}"
 
@@ -68,7 +80,7 @@ def _own() -> str:
 
 def machine() -> Path:
     """Compile the machine, or find it compiled."""
-    return _library("machine", "", ("-O3",), lambda folder: FOLDER / "machine.cpp")
+    return _library("machine", "", ("-O3", "-Wno-psabi"), lambda folder: FOLDER / "machine.cpp")
 
 
 def kernel(kernel: Kernel, source: Source) -> Path:

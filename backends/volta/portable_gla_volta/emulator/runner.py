@@ -27,7 +27,7 @@ class EmulatorRunner:
         self.target = target
         self.limits = targets.limits(target)
         self.folder = folder
-        self._compiled: dict[Kernel, _Compiled] = {}
+        self._compiled: dict[tuple[Kernel, Path], _Compiled] = {}
 
     def launch(self, kernel: Kernel, grid: int, arguments: ctypes.Structure, tensors: Sequence[Tensor]) -> None:
         """Run ``grid`` blocks; raise an :class:`EmulationError` if they do what they must not."""
@@ -53,14 +53,15 @@ class EmulatorRunner:
 
     def compiled(self, kernel: Kernel) -> _Compiled:
         """Compile a kernel, or find it compiled."""
-        if kernel not in self._compiled:
+        key = kernel, self.folder or sources.FOLDER
+        if key not in self._compiled:
             if kernel.threads % 32 or not 32 <= kernel.threads <= 1024:
                 raise ValueError(f"{sources.title(kernel)}: a block cannot have {kernel.threads} threads")
             if kernel.shared > self.limits.shared:
                 raise ValueError(f"{sources.title(kernel)}: asks for {kernel.shared} bytes of shared memory, and "
                                  f"{self.target} has {self.limits.shared}")
-            self._compiled[kernel] = _Compiled(self.build(kernel), kernel)
-        return self._compiled[kernel]
+            self._compiled[key] = _Compiled(self.build(kernel), kernel)
+        return self._compiled[key]
 
     def build(self, kernel: Kernel) -> Path:
         """Make the library that has a kernel, or find it made."""

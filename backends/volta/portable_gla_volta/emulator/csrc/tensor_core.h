@@ -21,36 +21,28 @@ struct Fragments {
     const unsigned *b[32];
 };
 
-inline uint64_t double_bits(double value) {
-    uint64_t bits;
-    memcpy(&bits, &value, 8);
-    return bits;
-}
-
-inline double double_of(uint64_t bits) {
-    double value;
-    memcpy(&value, &bits, 8);
-    return value;
-}
-
 // What V100 makes of four exact products and an accumulator: all five are cut to multiples of the last of 24 bits of
 // the largest, added, and the sum is cut to 24 bits again. After Fasi, Higham, Mikaitis and Pranesh, "Numerical
 // behavior of NVIDIA tensor cores" (2021), and without their rarer cases.
-inline float truncated_sum(const double *products, double c) {
-    double largest = std::fabs(c);
-    for (int k = 0; k < 4; ++k) {
-        const double size = std::fabs(products[k]);
-        largest = size > largest ? size : largest;
-    }
-    const double plain = c + products[0] + products[1] + products[2] + products[3];
-    if (!(largest > 0) || !std::isfinite(plain)) return static_cast<float>(plain);
-    const uint64_t exponent = double_bits(largest) >> 52;
-    const double up = double_of((uint64_t{2 * 1023 + 23} - exponent) << 52);  // to units of the last of 24 bits
-    const double down = double_of((exponent - 23) << 52);
-    double sum = std::trunc(c * up);
-    for (int k = 0; k < 4; ++k) sum += std::trunc(products[k] * up);
-    sum *= down;
-    return static_cast<float>(double_of(double_bits(sum) & ~((uint64_t{1} << 29) - 1)));
+// Four sums at once; the compiler's vectors have operators.
+typedef double Doubles __attribute__((vector_size(32), may_alias));
+typedef int64_t Bits __attribute__((vector_size(32)));
+typedef int32_t Whole __attribute__((vector_size(16)));
+
+inline Doubles size_of(Doubles x) { return (Doubles)((Bits)x & INT64_MAX); }
+inline Doubles larger_of(Doubles x, Doubles y) { return x > y ? x : y; }
+
+inline Doubles truncated_sum(Doubles c, Doubles x, Doubles y, Doubles z, Doubles w) {
+    const Doubles largest = larger_of(larger_of(larger_of(size_of(x), size_of(y)), larger_of(size_of(z), size_of(w))),
+                                      size_of(c));
+    const Bits exponent = (Bits)largest >> 52;
+    const Doubles up = (Doubles)((2 * 1023 + 23 - exponent) << 52);  // to units of the last of 24 bits
+    const Doubles down = (Doubles)((exponent - 23) << 52);
+    const auto cut = [up](Doubles term) { return __builtin_convertvector(term * up, Whole); };
+    const Doubles sum = __builtin_convertvector(cut(c) + cut(x) + cut(y) + cut(z) + cut(w), Doubles) * down;
+    const Doubles plain = c + x + y + z + w;
+    const Bits usable = (largest > 0.0) & (size_of(plain) < HUGE_VAL);  // else zero, infinite or NaN
+    return usable ? (Doubles)((Bits)sum & ~((int64_t{1} << 29) - 1)) : plain;
 }
 
 template <bool TRUNCATE> void multiply(const Fragments &warp, bool a_row, bool b_column) {
@@ -64,7 +56,8 @@ template <bool TRUNCATE> void multiply(const Fragments &warp, bool a_row, bool b
     for (int n = 0; n < 128; ++n) (&a[0][0])[n] = from_half((&halves[0][0][0])[n]);
     for (int n = 0; n < 128; ++n) (&b[0][0])[n] = from_half((&halves[1][0][0])[n]);
     for (int pair = 0; pair < 4; ++pair) {
-        double rows[8][4], columns[4][8], sums[8][8];
+        double rows[8][4];
+        alignas(64) double columns[4][8], sums[8][8];
         for (int member = 0; member < 8; ++member) {
             const int lane = 4 * pair + (member & 3) + (member >> 2) * 16, half = member & 4;
             for (int k = 0; k < 4; ++k) {
@@ -76,14 +69,16 @@ template <bool TRUNCATE> void multiply(const Fragments &warp, bool a_row, bool b
             for (int e = 0; e < 8; ++e)
                 sums[(member & 1) + (e & 2) + half][(e & 4) + (member & 2) + (e & 1)] = warp.c[lane][e];
         }
-        for (int row = 0; row < 8; ++row)
-            for (int column = 0; column < 8; ++column) {
-                double products[4];  // exact: 22 bits
-                for (int k = 0; k < 4; ++k) products[k] = rows[row][k] * columns[k][column];
-                double &sum = sums[row][column];
-                sum = TRUNCATE ? static_cast<double>(truncated_sum(products, sum))
-                               : sum + products[0] + products[1] + products[2] + products[3];
+        for (int row = 0; row < 8; ++row) {
+            for (int side = 0; side < 8; side += 4) {
+                const auto product = [&](int k) {  // exact: 22 bits
+                    return *reinterpret_cast<const Doubles *>(&columns[k][side]) * rows[row][k];
+                };
+                Doubles &sum = *reinterpret_cast<Doubles *>(&sums[row][side]);
+                sum = TRUNCATE ? truncated_sum(sum, product(0), product(1), product(2), product(3))
+                               : sum + product(0) + product(1) + product(2) + product(3);
             }
+        }
         for (int member = 0; member < 8; ++member) {
             const int lane = 4 * pair + (member & 3) + (member >> 2) * 16, half = member & 4;
             for (int e = 0; e < 8; ++e)
