@@ -117,22 +117,7 @@ KERNEL(forward, THREADS, 65536 / 128 / THREADS, SweepArguments) {
           put_keys<CHUNKS>(keys, column, own, side, after);
         }
       } else {
-        if (active)
-          UNROLL for (int r = 0; r < SUB; r++) {
-            put<CHUNKS>(readers, SUB * side + r, own, q_of(column, r) * bonus);
-            put<CHUNKS>(keys, SUB * side + r, own, k_of(column, r));
-          }
-        barrier();
-        if (exclusive) {
-          add_diagonal<WARPS, CHUNKS>(scores, readers, keys, SAME);
-          barrier();
-          if (active)
-            UNROLL for (int r = 0; r < SUB; r++) put<CHUNKS>(readers, SUB * side + r, own, q_of(column, r));
-          barrier();
-        }
-        add_diagonal<WARPS, CHUNKS>(scores, readers, keys, exclusive ? BEFORE : UP_TO);
-        add_between<WARPS, CHUNKS>(scores, readers, keys);
-        barrier();
+        head_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, exclusive, bonus);
       }
     }
     store_partials<WARPS>(scores, PARTIALS);

@@ -74,6 +74,9 @@ template <int WARPS, int CHUNKS>
 DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& column, bool active, int channel,
                            int place, int near, bool exclusive, float bonus, float before) {
   int first = SUB * place;
+#ifdef FLOAT32
+  near = 0;  // what 16 bits hide would show
+#endif
   bool alone = exclusive || near == 0;  // positions with themselves apart
   if (alone) {
     if (active) {
@@ -152,6 +155,27 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& co
   barrier();
 }
 
+// Per head: products of q and k as they are, the decays come after. Leaves both in their tiles.
+template <int WARPS, int CHUNKS>
+DEVICE void head_scores(Scores<WARPS>& scores, int a, int b, const Column& column, bool active, int channel, int place,
+                        bool exclusive, float bonus) {
+  if (active)
+    UNROLL for (int r = 0; r < SUB; r++) {
+      put<CHUNKS>(a, SUB * place + r, channel, q_of(column, r) * bonus);
+      put<CHUNKS>(b, SUB * place + r, channel, k_of(column, r));
+    }
+  barrier();
+  if (exclusive) {
+    add_diagonal<WARPS, CHUNKS>(scores, a, b, SAME);
+    barrier();
+    if (active) UNROLL for (int r = 0; r < SUB; r++) put<CHUNKS>(a, SUB * place + r, channel, q_of(column, r));
+    barrier();
+  }
+  add_diagonal<WARPS, CHUNKS>(scores, a, b, exclusive ? BEFORE : UP_TO);
+  add_between<WARPS, CHUNKS>(scores, a, b);
+  barrier();
+}
+
 // q times the chunk's prefix; `before`: of the blocks before this one.
 template <int CHUNKS> DEVICE void put_readers(int tile, const Column& column, int channel, int place, bool exclusive,
                                               float before) {
@@ -216,7 +240,7 @@ template <int WARPS> DEVICE float unit_of_scores(int offset) {
 
 constexpr int SCORE_CHUNKS = CHUNK / PER, SCORE_BYTES = CHUNK * CHUNK * SIZE;
 
-// Into a tile [i, j], or [j, i] if transposed (then with the zeros above the diagonal blocks).
+// Into a tile [i, j], or as an operand's rows [j, i].
 template <int WARPS> DEVICE void put_scores(const Blocks<WARPS>& blocks, int tile, float factor, bool transposed) {
   UNROLL for (int n = 0; n < Blocks<WARPS>::COUNT; n++) {
     int mine = warp() + n * WARPS;
@@ -225,8 +249,8 @@ template <int WARPS> DEVICE void put_scores(const Blocks<WARPS>& blocks, int til
       int row = block_row(mine) + result_row(i), column = block_column(mine) + result_column(i);
       float first = blocks.value[n][i] * factor, second = blocks.value[n][i + 1] * factor;
       if (transposed) {
-        put<SCORE_CHUNKS, SCORES>(tile, column, row, first);
-        put<SCORE_CHUNKS, SCORES>(tile, column + 1, row, second);
+        put<SCORE_CHUNKS>(tile, column, row, first);
+        put<SCORE_CHUNKS>(tile, column + 1, row, second);
         continue;
       }
 #ifdef FLOAT32

@@ -57,11 +57,13 @@ DEVICE int row_of_a() { return (lane() & 7) + 8 * upper(); }
 DEVICE int row_of_b() { return quad_lane() + 4 * quad_column() + 8 * upper(); }
 
 // acc += A Bᵀ over one chunk of columns of both: rows of A from a_row on, of B from b_row on, 16 each.
-template <int CHUNKS> DEVICE void multiply_rows(float (&acc)[8], int a, int a_row, int b, int b_row, int chunk) {
+template <int CHUNKS, int B_CHUNKS = CHUNKS>
+DEVICE void multiply_rows(float (&acc)[8], int a, int a_row, int b, int b_row, int chunk, int b_chunk = -1) {
+  if (b_chunk < 0) b_chunk = chunk;
 #ifdef FLOAT32
   float y[4][4];
   UNROLL for (int n = 0; n < 4; n++) {
-    Words<4> words = shared_load<4>(b + tile_at<CHUNKS>(b_row + result_column((n & 1) + 4 * (n >> 1)), chunk));
+    Words<4> words = shared_load<4>(b + tile_at<B_CHUNKS>(b_row + result_column((n & 1) + 4 * (n >> 1)), b_chunk));
     UNROLL for (int k = 0; k < 4; k++) y[n][k] = bits_to_float(words.word[k]);
   }
   UNROLL for (int m = 0; m < 2; m++) {
@@ -74,7 +76,7 @@ template <int CHUNKS> DEVICE void multiply_rows(float (&acc)[8], int a, int a_ro
   }
 #else
   Words<4> x = shared_load<4>(a + tile_at<CHUNKS>(a_row + row_of_a(), chunk));
-  Words<4> y = shared_load<4>(b + tile_at<CHUNKS>(b_row + row_of_b(), chunk));
+  Words<4> y = shared_load<4>(b + tile_at<B_CHUNKS>(b_row + row_of_b(), b_chunk));
   UNROLL for (int part = 0; part < 2; part++) {
     unsigned p[2] = {x.word[2 * part], x.word[2 * part + 1]};
     unsigned r[2] = {y.word[2 * part], y.word[2 * part + 1]};
@@ -84,16 +86,21 @@ template <int CHUNKS> DEVICE void multiply_rows(float (&acc)[8], int a, int a_ro
 }
 
 // Which columns j of a row i of A take part in a product.
-enum Part { ALL, LOWER, UPPER, HALVES };  // j < i; j > i; h is the highest bit in which i and j differ
+enum Part { ALL, LOWER, UPPER, FROM, HALVES };  // j < i; j > i; j >= i; h is the highest bit in which i and j differ
 
 DEVICE bool takes_part(Part part, int i, int j, int h) {
-  return part == LOWER ? j < i : part == UPPER ? j > i : part == HALVES ? (i ^ j) >= h && (i ^ j) < 2 * h : true;
+  return part == LOWER ? j < i : part == UPPER ? j > i : part == FROM ? j >= i : part == HALVES ? (i ^ j) >= h && (i ^ j) < 2 * h : true;
 }
 
 // acc += A B for two times 16 rows of A (32 in all) and 16 columns of B, over one chunk of A's columns.
 template <int A_CHUNKS, Pattern A_PATTERN, int B_CHUNKS>
 DEVICE void multiply_columns(float (&acc)[2][8], int a, int b, int first_column, int chunk, Part part = ALL,
                              int h = 0) {
+  int half = chunk * PER / 16;  // which 16 columns
+  auto skipped = [&](int block) {
+    return (part == LOWER && half > block) || ((part == UPPER || part == FROM) && half < block) ||
+           (part == HALVES && (half == block) != (h < 16));
+  };
 #ifdef FLOAT32
   float y[4][4];
   UNROLL for (int k = 0; k < 4; k++)
@@ -103,7 +110,8 @@ DEVICE void multiply_columns(float (&acc)[2][8], int a, int b, int first_column,
       y[k][2 * n] = bits_to_float(words.word[0]);
       y[k][2 * n + 1] = bits_to_float(words.word[1]);
     }
-  UNROLL for (int block = 0; block < 2; block++)
+  UNROLL for (int block = 0; block < 2; block++) {
+    if (skipped(block)) continue;
     UNROLL for (int m = 0; m < 2; m++) {
       int row = 16 * block + result_row(2 * m);
       Words<4> x = shared_load<4>(a + tile_at<A_CHUNKS, A_PATTERN>(row, chunk));
@@ -115,6 +123,7 @@ DEVICE void multiply_columns(float (&acc)[2][8], int a, int b, int first_column,
         }
       }
     }
+  }
 #else
   unsigned y[2][2];
   UNROLL for (int step = 0; step < 2; step++) {
@@ -124,10 +133,7 @@ DEVICE void multiply_columns(float (&acc)[2][8], int a, int b, int first_column,
     y[step][1] = words.word[1];
   }
   UNROLL for (int block = 0; block < 2; block++) {
-    bool near = chunk >> 1 == block;  // 16 columns are of the block of the rows
-    if (part == LOWER && chunk >> 1 > block) continue;
-    if (part == UPPER && chunk >> 1 < block) continue;
-    if (part == HALVES && near != (h < 16)) continue;
+    if (skipped(block)) continue;
     int row = 16 * block + row_of_a();
     Words<4> x = shared_load<4>(a + tile_at<A_CHUNKS, A_PATTERN>(row, chunk));
     UNROLL for (int step = 0; step < 2; step++) {
@@ -160,4 +166,24 @@ DEVICE void add_result(int offset, float (&acc)[8]) {
     Words<4> words = shared_load<4>(offset + 512 * part + 16 * lane());
     UNROLL for (int i = 0; i < 4; i++) acc[4 * part + i] += bits_to_float(words.word[i]);
   }
+}
+
+// A 32 x WIDTH tile of float32 that leaves the matrix unit's lanes for threads of one channel each.
+template <int WIDTH> DEVICE int float_at(int row, int column) {
+#ifdef PLAIN
+  return (row * WIDTH + column) * 4;
+#else
+  int turn = (row & 1) << 1 | (row & 4);
+  return row * WIDTH * 4 + (((column >> 2) ^ turn) << 4) + (column & 3) * 4;
+#endif
+}
+
+template <int WIDTH> DEVICE void store_results(int tile, const float (&acc)[2][8], int first_column) {
+  UNROLL for (int block = 0; block < 2; block++)
+    UNROLL for (int i = 0; i < 8; i += 2) {
+      Words<2> words;
+      words.word[0] = float_to_bits(acc[block][i]);
+      words.word[1] = float_to_bits(acc[block][i + 1]);
+      shared_store<2>(tile + float_at<WIDTH>(16 * block + result_row(i), first_column + result_column(i)), words);
+    }
 }
