@@ -157,3 +157,9 @@ def test_the_launch_is_held_against_the_source() -> None:
         toys.launch("turned", x, torch.empty(64), threads=64, shared=1 << 17)
     with pytest.raises(ValueError, match="grid"):
         toys.launch("doubled", x, torch.empty(64), threads=64, grid=0)
+
+
+def test_registers_that_nothing_was_stored_to_are_huge_or_not_a_number() -> None:
+    found = toys.launch("forgotten", torch.empty(0), torch.zeros(32), count=3)
+    assert not (found.abs() < 1e30).any()
+    assert (toys.launch("forgotten", torch.empty(0), torch.zeros(32), count=5) == 1).all()

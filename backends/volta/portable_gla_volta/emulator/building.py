@@ -50,6 +50,15 @@ def _compiler() -> tuple[str, str]:
     return found, f"{version}{platform.machine()}{_processor()}"
 
 
+@functools.cache
+def _poison() -> tuple[str, ...]:
+    """Have local variables that nothing was stored to hold huge numbers, where the compiler can do that."""
+    option = "-ftrivial-auto-var-init=pattern"  # GCC 12, clang 8
+    found = subprocess.run([_compiler()[0], option, "-x", "c++", "-fsyntax-only", os.devnull], capture_output=True,
+                           check=False)
+    return () if found.returncode else (option,)
+
+
 def _processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -93,7 +102,8 @@ def kernel(kernel: Kernel, source: Source) -> Path:
         return folder / source.name
 
     defines = tuple(f"-D{name}={value}" for name, value in kernel.defines)
-    return _library(kernel.entry, source.digest(), ("-O2", *defines, "-x", "c++"), stage)
+    # Less optimised is faster here: more takes longer to compile, and kernels wait for the machine anyway.
+    return _library(kernel.entry, source.digest(), ("-O1", *_poison(), *defines, "-x", "c++"), stage)
 
 
 def _library(name: str, digest: str, options: Sequence[str], stage: Callable[[Path], Path]) -> Path:

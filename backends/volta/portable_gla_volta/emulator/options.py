@@ -44,7 +44,7 @@ def options(order: int = 1, truncate: bool = False, checks: str = "fast",
     checks
         ``fast``: bounds, alignment, barriers, shuffles, and shared memory that is loaded before it is stored to.
         ``all``: also races in a block, and blocks that use what another block of the launch stores. That takes
-        32 bytes for each byte of the launch's tensors, and several times as long.
+        20 bytes for each byte of the launch's tensors, and longer.
     count
         Whether to count what launches do to memory.
     """

@@ -162,3 +162,10 @@ KERNEL(twice, 64, 1, Arguments) {
   }
   write(arguments.to, thread(), sum);
 }
+
+// A register that nothing was stored to.
+KERNEL(forgotten, 32, 1, Arguments) {
+  float value[4];
+  if (arguments.count > 1) value[1] = 1.0f;
+  write(arguments.to, thread(), value[arguments.count & 3]);
+}
