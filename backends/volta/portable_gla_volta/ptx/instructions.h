@@ -106,6 +106,10 @@ inline void whole_warp(bool is, const char *file, int line) {
     if (!is) emulator_machine->refused("expected a shuffle or barrier of all 32 lanes", {file, line});
 }
 
+inline void within(bool is, const char *file, int line) {
+    if (!is) emulator_machine->refused("loads past the kernel's parameter", {file, line});
+}
+
 inline bool unordered(float a, float b) { return a != a || b != b; }
 
 }  // namespace ptx

@@ -56,7 +56,8 @@ class Kernel(NamedTuple):
 _ENTRY = re.compile(
     r"\.visible \.entry (\w+)\(\s*\.param \.align \d+ \.b8 (\w+)\[(\d+)\]\s*\)\s*((?:\.\w+[ \d,]*\s*)*)\{")
 _SHARED = re.compile(r"\.extern \.shared \.align \d+ \.b8 (\w+)\[\];")
-_BEFORE = re.compile(r"\.(version|target|address_size)\b.*")
+# A constant of the source that NVRTC leaves behind is no operand of anything, or else one that is not known.
+_BEFORE = re.compile(r"\.(version|target|address_size)\b.*|\.global \.align \d+ \.\w+ \w+(?: = [\w.]+)?;")
 _STATEMENT = re.compile(r"\s*(?:(?P<label>\$?[\w$]+):(?!:)|(?P<scope>[{}])|(?P<text>[^;{}]*(?:\{[^{}]*\}[^;{}]*)*);)")
 
 

@@ -9,8 +9,7 @@ from portable_gla_volta.ptx.parse import Instruction, Kernel, Label, PtxError, R
 
 __all__ = ["PtxError", "translate"]
 
-_REGISTERS = {"pred": "bool", "b16": "uint16_t", "b32": "uint32_t", "f32": "uint32_t", "b64": "uint64_t",
-              "f64": "uint64_t"}
+_REGISTERS = {"pred": "bool", "b16": "uint16_t", "b32": "uint32_t", "f32": "float", "b64": "uint64_t"}
 _TYPES = {"f32": "float", "pred": "bool",
           **{f"{letter}{size}": f"{'' if letter == 's' else 'u'}int{size}_t"
              for letter in "sub" for size in (8, 16, 32, 64)}}
@@ -27,12 +26,15 @@ class Translation:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.registers = {name: statement.kind for statement in kernel.body if isinstance(statement, Registers)
+                          for name in _declared(statement)}
 
     def text(self) -> str:
         """Return the source of a shared object that the emulator's machine can run."""
         kernel = self.kernel
         body = "\n".join(self._counted(kernel.body))
-        return (f'#include "instructions.h"\nusing namespace ptx;\n'
+        # Tens of thousands of variables: not to optimise takes a fraction of the time.
+        return (f'#pragma GCC optimize("O0")\n#include "instructions.h"\nusing namespace ptx;\n'
                 f"struct Parameter {{ unsigned char byte[{kernel.size}]; }};\n"
                 f'static const char *const file = "{kernel.name}.ptx";\n'
                 'extern "C" __attribute__((visibility("default"), used)) long long instructions_run = 0;\n'
@@ -66,8 +68,7 @@ class Translation:
         if isinstance(statement, Registers):
             if statement.kind not in _REGISTERS:
                 raise PtxError(f"a register of type {statement.kind}")
-            names = [f"{statement.name}{number}" for number in range(statement.number)] or [statement.name]
-            return f"{_REGISTERS[statement.kind]} {', '.join(map(_register, names))};"
+            return f"{_REGISTERS[statement.kind]} {', '.join(map(_register, _declared(statement)))};"
         code = self._instruction(statement)
         if statement.guard:
             code = f"if ({'!' if statement.negated else ''}{_register(statement.guard)}) {{ {code} }}"
@@ -83,7 +84,27 @@ class Translation:
 
     def value(self, operand: str, kind: str) -> str:
         """Write an operand as a value of a type."""
-        return f"as<{_TYPES[kind]}>({self._bits(operand, kind)})" if kind != "pred" else self._bits(operand, kind)
+        bits, declared = self._bits(operand, kind), self.registers.get(operand)
+        if kind == "pred" or declared == kind == "f32":
+            return bits
+        if declared == "f32":
+            return f"({_TYPES[kind]})float_to_bits({bits})"
+        if declared in ("b16", "b32", "b64") and kind != "f32":  # as in C, a wider register's upper bits are dropped
+            return bits if _TYPES[kind] == _REGISTERS[declared] else f"({_TYPES[kind]}){bits}"
+        if declared is None and kind != "f32" and not operand.startswith("0f"):
+            return f"({_TYPES[kind]}){bits}"
+        return f"as<{_TYPES[kind]}>({bits})"
+
+    def assign(self, operand: str, kind: str, value: str) -> str:
+        """Write a value of a type into a register."""
+        declared = self.registers.get(operand, "")
+        if declared not in _REGISTERS:
+            raise PtxError(f"the register {operand}")
+        if declared == kind or (kind[0] in "sub" and declared == f"b{kind[1:]}"):
+            return f"{_register(operand)} = {value};"
+        if declared == "f32":
+            return f"{_register(operand)} = bits_to_float({value});"
+        return f"put({_register(operand)}, {value});"
 
     def _bits(self, operand: str, kind: str) -> str:
         if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", operand):
@@ -93,9 +114,9 @@ class Translation:
             return "true" if kind == "pred" and number else "false" if kind == "pred" else f"{number % 2**64}ull"
         if operand in _SPECIAL:
             return _SPECIAL[operand]
-        if operand in self.kernel.shared:
-            return "0u"  # dynamic shared memory is all there is
-        if re.fullmatch(r"%?[A-Za-z_]\w*", operand) and operand not in ("%clock", "WARP_SZ"):
+        if operand in (*self.kernel.shared, self.kernel.parameter):
+            return "0u"  # addresses in these begin at 0: dynamic shared memory is all there is
+        if operand in self.registers:
             return _register(operand)
         raise PtxError(f"the operand {operand}")
 
@@ -118,6 +139,10 @@ def translate(text: str) -> str:
     return Translation(parse(text)).text()
 
 
+def _declared(statement: Registers) -> list[str]:
+    return [f"{statement.name}{number}" for number in range(statement.number)] or [statement.name]
+
+
 def _register(name: str) -> str:
     return "r_" + name.replace("%", "")
 
@@ -138,8 +163,8 @@ def _rule(pattern: str) -> Callable[[_Write], _Write]:
     return add
 
 
-def _computed(pattern: str, expression: str) -> None:
-    """Add a rule for ``d = expression``: {a}, {b}, {c} are operands of type t, {n} the last as u32, {t} t's name."""
+def _computed(pattern: str, expression: str, into: str = "") -> None:
+    """Add a rule for ``d = expression`` of type t, or ``into``: {a}, {b}, {c} are operands, {n} the last as u32."""
 
     @_rule(pattern)
     def write(code: Translation, found: re.Match[str], one: Instruction) -> str:
@@ -147,7 +172,7 @@ def _computed(pattern: str, expression: str) -> None:
         given = {letter: code.value(operand, kind) for letter, operand in zip("abc", one.operands[1:], strict=False)}
         if "{n}" in expression:
             given["n"] = code.value(one.operands[-1], "u32")
-        return f"put({_register(one.operands[0])}, {expression.format(t=_TYPES[kind], **given)});"
+        return code.assign(one.operands[0], into or kind, expression.format(t=_TYPES[kind], **given))
 
 
 _computed(r"add(?:\.rn)?\.(?P<t>f32)", "{a} + {b}")
@@ -189,16 +214,16 @@ _computed(r"prmt\.(?P<t>b32)", "permuted({a}, {b}, {c})")
 _computed(r"popc\.(?P<t>b32)", "(uint32_t)__builtin_popcount({a})")
 _computed(r"cvta\.to\.global\.(?P<t>u64)", "{a}")  # global addresses are generic ones
 _computed(r"cvt\.rni\.f32\.(?P<t>f32)", "__builtin_rintf({a})")
-_computed(r"cvt\.rn\.f16\.(?P<t>f32)", "(uint16_t)to_half({a})")
-_computed(r"cvt\.rn\.f32\.(?P<t>[su](?:16|32|64))", "(float){a}")
+_computed(r"cvt\.rn\.f16\.(?P<t>f32)", "(uint16_t)to_half({a})", "u16")
+_computed(r"cvt\.rn\.f32\.(?P<t>[su](?:16|32|64))", "(float){a}", "f32")
 for _kind in ("s32", "u32", "s64", "u64"):
-    _computed(rf"cvt\.rzi\.{_kind}\.(?P<t>f32)", f"integer<{_TYPES[_kind]}>(__builtin_truncf({{a}}))")
-    _computed(rf"cvt\.rni\.{_kind}\.(?P<t>f32)", f"integer<{_TYPES[_kind]}>(__builtin_rintf({{a}}))")
+    _computed(rf"cvt\.rzi\.{_kind}\.(?P<t>f32)", f"integer<{_TYPES[_kind]}>(__builtin_truncf({{a}}))", _kind)
+    _computed(rf"cvt\.rni\.{_kind}\.(?P<t>f32)", f"integer<{_TYPES[_kind]}>(__builtin_rintf({{a}}))", _kind)
 
 
 @_rule(r"cvt\.f32\.f16")
 def _from_half(code: Translation, found: re.Match[str], one: Instruction) -> str:
-    return f"put({_register(one.operands[0])}, from_half({code.value(one.operands[1], 'b16')}));"
+    return code.assign(one.operands[0], "f32", f"from_half({code.value(one.operands[1], 'b16')})")
 
 
 @_rule(r"cvt\.(?P<to>[su](?:8|16|32|64))\.(?P<t>[su](?:8|16|32|64))")
@@ -214,19 +239,19 @@ def _wide(code: Translation, found: re.Match[str], one: Instruction) -> str:
     kind = f"{found['t'][0]}{2 * int(found['t'][1:])}"
     a, b = (f"({_TYPES[kind]}){code.value(operand, found['t'])}" for operand in one.operands[1:3])
     added = f" + (uint64_t){code.value(one.operands[3], kind)}" if found["what"] == "mad" else ""
-    return f"put({_register(one.operands[0])}, wrapped<{_TYPES[kind]}>((uint64_t)({a} * {b}){added}));"
+    return code.assign(one.operands[0], kind, f"({_TYPES[kind]})((uint64_t)({a} * {b}){added})")
 
 
 @_rule(r"bfi\.b32")
 def _insert(code: Translation, found: re.Match[str], one: Instruction) -> str:
     a, b, start, size = (code.value(operand, "u32") for operand in one.operands[1:])
-    return f"put({_register(one.operands[0])}, with_field({a}, {b}, {start}, {size}));"
+    return code.assign(one.operands[0], "u32", f"with_field({a}, {b}, {start}, {size})")
 
 
 @_rule(r"lop3\.b32")
 def _logic(code: Translation, found: re.Match[str], one: Instruction) -> str:
     values = ", ".join(code.value(operand, "u32") for operand in one.operands[1:])
-    return f"put({_register(one.operands[0])}, logic({values}));"
+    return code.assign(one.operands[0], "u32", f"logic({values})")
 
 
 @_rule(r"mov\.(?P<t>pred|f32|[sub](?:16|32|64))")
@@ -236,7 +261,7 @@ def _move(code: Translation, found: re.Match[str], one: Instruction) -> str:
         parts, size = _parts(to), int(found["t"][1:])
         step = size // len(parts)
         value = code.value(source, f"u{size}")
-        taken = " ".join(f"put({_register(part)}, (uint{step}_t)(whole >> {number * step}));"
+        taken = " ".join(code.assign(part, f"u{step}", f"(uint{step}_t)(whole >> {number * step})")
                          for number, part in enumerate(parts))
         return f"{{ const uint64_t whole = {value}; {taken} }}"
     if source.startswith("{"):
@@ -244,15 +269,15 @@ def _move(code: Translation, found: re.Match[str], one: Instruction) -> str:
         step = size // len(parts)
         whole = " | ".join(f"(uint64_t){code.value(part, f'u{step}')} << {number * step}"
                            for number, part in enumerate(parts))
-        return f"put({_register(to)}, (uint{size}_t)({whole}));"
-    return f"put({_register(to)}, {code.value(source, found['t'])});"
+        return code.assign(to, f"u{size}", f"(uint{size}_t)({whole})")
+    return code.assign(to, found["t"], code.value(source, found["t"]))
 
 
 @_rule(r"selp\.(?P<t>f32|[sub](?:16|32|64))")
 def _select(code: Translation, found: re.Match[str], one: Instruction) -> str:
     to, a, b, chosen = one.operands
-    return (f"put({_register(to)}, {code.value(chosen, 'pred')} ? {code.value(a, found['t'])} : "
-            f"{code.value(b, found['t'])});")
+    return code.assign(to, found["t"], f"{code.value(chosen, 'pred')} ? {code.value(a, found['t'])} : "
+                                       f"{code.value(b, found['t'])}")
 
 
 @_rule(r"setp\.(?P<how>\w{2,3}?)(?:\.(?P<with>and|or|xor))?\.(?P<t>f32|[sub](?:16|32|64))")
@@ -274,18 +299,17 @@ def _compare(code: Translation, found: re.Match[str], one: Instruction) -> str:
     if found["with"]:
         sign = {"and": "&", "or": "|", "xor": "^"}[found["with"]]
         holds = f"({holds}) {sign} {code.value(one.operands[3], 'pred')}"
-    return f"put({_register(one.operands[0])}, bool({holds}));"
+    return code.assign(one.operands[0], "pred", f"bool({holds})")
 
 
 @_rule(r"ld\.param(?:\.v(?P<n>[24]))?\.(?P<t>f32|[sub](?:8|16|32|64))")
 def _parameter(code: Translation, found: re.Match[str], one: Instruction) -> str:
-    place = re.fullmatch(r"\[(\w+)(?:\+(\d+))?\]", one.operands[1])
-    if place is None or place[1] != code.kernel.parameter:
-        raise PtxError(f"line {one.line}: the parameter {one.operands[1]}")
     size, kind = int(found["t"][1:]) // 8, _TYPES[found["t"]]
-    return " ".join(
-        f"{{ {kind} value; memcpy(&value, arguments.byte + {int(place[2] or 0) + number * size}, {size}); "
-        f"put({_register(part)}, value); }}" for number, part in enumerate(_parts(one.operands[0])))
+    parts = _parts(one.operands[0])
+    taken = " ".join(f"{{ {kind} value; memcpy(&value, arguments.byte + at + {number * size}, {size}); "
+                     f"{code.assign(part, found['t'], 'value')} }}" for number, part in enumerate(parts))
+    return (f"{{ const uint64_t at = {code.address(one.operands[1], 'u64')}; "
+            f"within(at + {size * len(parts)} <= sizeof arguments.byte, file, {one.line}); {taken} }}")
 
 
 @_rule(r"(?P<what>ld|st)(?:\.volatile)?\.(?P<space>shared|global)(?:\.nc)?(?:\.v(?P<n>[24]))?"
@@ -299,16 +323,19 @@ def _memory(code: Translation, found: re.Match[str], one: Instruction) -> str:
     place = f"file, {one.line}"
     if size == 2:
         if found["what"] == "ld":
-            return f"put({_register(parts[0])}, {found['space']}_half({where}, {place}));"
+            return code.assign(parts[0], "u16", f"{found['space']}_half({where}, {place})")
         return f"{found['space']}_set_half({where}, {code.value(parts[0], 'b16')}, {place});"
     if size not in (4, 8, 16):
         raise PtxError(f"line {one.line}: an access of {size} bytes")
     words = f"Words<{size // 4}> words"
     if found["what"] == "ld":
-        taken = " ".join(f"memcpy(&part, (char *)words.word + {number * each}, {each}); put({_register(part)}, part);"
-                         for number, part in enumerate(parts))
-        return (f"{{ {words} = {found['space']}_load<{size // 4}>({where}, {place}); "
-                f"uint{8 * each}_t part; {taken} }}")
+        load = f"{words} = {found['space']}_load<{size // 4}>({where}, {place});"
+        if each == 4:
+            return f"{{ {load} " + " ".join(code.assign(part, *_word(code, part, number))
+                                            for number, part in enumerate(parts)) + " }"
+        taken = " ".join(f"memcpy(&part, (char *)words.word + {number * each}, {each}); "
+                         f"{code.assign(part, f'u{8 * each}', 'part')}" for number, part in enumerate(parts))
+        return f"{{ {load} uint{8 * each}_t part; {taken} }}"
     given = " ".join(f"part = {code.value(part, f'b{8 * each}')}; "
                      f"memcpy((char *)words.word + {number * each}, &part, {each});"
                      for number, part in enumerate(parts))
@@ -336,8 +363,8 @@ def _shuffle(code: Translation, found: re.Match[str], one: Instruction) -> str:
     function = "shuffle_xor" if found["how"] == "bfly" else "shuffle"
     result, _, valid = to.partition("|")
     also = f" {_register(valid)} = true;" if valid else ""
-    return (f"{whole} put({_register(result)}, {function}({code.value(value, 'u32')}, {code.value(other, 's32')}, "
-            f"file, {one.line}));{also}")
+    taken = f"{function}({code.value(value, 'u32')}, {code.value(other, 's32')}, file, {one.line})"
+    return f"{whole} {code.assign(result, 'u32', taken)}{also}"
 
 
 @_rule(r"mma\.sync\.aligned\.m8n8k4\.(?P<a>row|col)\.(?P<b>row|col)\.f32\.f16\.f16\.f32")
@@ -348,7 +375,7 @@ def _multiply(code: Translation, found: re.Match[str], one: Instruction) -> str:
     sums = ", ".join(code.value(part, "f32") for part in c)
     left, right = (", ".join(code.value(part, "u32") for part in parts) for parts in (a, b))
     shape = f"{str(found['a'] == 'row').lower()}, {str(found['b'] == 'col').lower()}"
-    back = " ".join(f"put({_register(part)}, c[{number}]);" for number, part in enumerate(d))
+    back = " ".join(code.assign(part, "f32", f"c[{number}]") for number, part in enumerate(d))
     return (f"{{ float c[8] = {{{sums}}}; const unsigned a[2] = {{{left}}}, b[2] = {{{right}}}; "
             f"mma<{shape}>(c, a, b, file, {one.line}); {back} }}")
 
@@ -361,6 +388,13 @@ def _branch(code: Translation, found: re.Match[str], one: Instruction) -> str:
 @_rule(r"ret")
 def _return(code: Translation, found: re.Match[str], one: Instruction) -> str:
     return "return;"
+
+
+def _word(code: Translation, part: str, number: int) -> tuple[str, str]:
+    """Write a loaded word as what its register is."""
+    if code.registers.get(part) == "f32":
+        return "f32", f"bits_to_float(words.word[{number}])"
+    return "u32", f"words.word[{number}]"
 
 
 def _parts(operand: str) -> Sequence[str]:
