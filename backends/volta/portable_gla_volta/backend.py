@@ -42,8 +42,8 @@ class VoltaBackend:
     def unavailable(self) -> Sequence[Reason]:
         """Refuse where PyTorch sees no NVIDIA GPU, or is a build that cannot drive or compile for one of these."""
         if self._emulating:
-            missing: Sequence[Reason] = importlib.import_module("portable_gla_volta.emulator").missing()
-            return missing
+            missing: str = importlib.import_module("portable_gla_volta.emulator").missing()
+            return (Reason("library", missing, "install g++, or name a compiler in CXX"),) if missing else ()
         found: Sequence[Reason] = importlib.import_module("portable_gla_volta.driver").unavailable()
         return found
 

@@ -62,20 +62,20 @@ def forward(shape: Sweep, channel: bool) -> Kernel:
     tiles, pair = shape.keys // tile, 2 * CHUNK * tile * 2
     shared = max(pair * (tiles - 1) + 2 * shape.warps * 1024, pair * tiles) + CHUNK * shape.wide * 2
     shared += CHUNK * CHUNK * 2 + 12 * shape.keys + _VECTORS + 4 * shape.warps + 16
-    return Kernel("forward", "forward.cu", (*shape.defines, ("CHANNEL", channel)), 32 * shape.warps, shared)
+    return Kernel("forward", "forward.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
 
 
 def states(shape: Sweep, channel: bool) -> Kernel:
     """Return the states in float16: summaries, and those that are kept."""
     shared = 2 * CHUNK * shape.keys * 2 + CHUNK * shape.wide * 2 + 12 * shape.keys + _VECTORS
-    return Kernel("states", "states.cu", (*shape.defines, ("CHANNEL", channel)), 32 * shape.warps, shared)
+    return Kernel("states", "states.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
 
 
 def exact(keys: int, channel: bool, read: bool) -> Kernel:
     """Return the forward pass (``read``) or the states in float32."""
     rows = 8 * 4 * keys
     shared = rows * (1 + read) + (rows if channel else 32) + 8 * 128 + (8 * 8 * 128 + 4 * keys if read else 0)
-    return Kernel("exact", "exact.cu", (("KP", keys), ("CHANNEL", channel), ("READ", read)), 256, shared)
+    return Kernel("exact", "exact.cu", (("KP", keys), ("CHANNEL", int(channel)), ("READ", int(read))), 256, shared)
 
 
 def gradients(keys: int, channel: bool, dtype: torch.dtype) -> Kernel:
@@ -86,7 +86,7 @@ def gradients(keys: int, channel: bool, dtype: torch.dtype) -> Kernel:
     warps = wide // 16
     shared = max(2 * part + 2 * kept + tile, 3 * tile + kept) + CHUNK * CHUNK * size + 4 * CHUNK + 16 * wide + _VECTORS
     shared += 16 + 64 + 4 * 32 * warps
-    defines = (("KP", keys), ("KT", wide), ("CHANNEL", channel), *((("FLOAT32", 1),) if single else ()))
+    defines = (("KP", keys), ("KT", wide), ("CHANNEL", int(channel)), *((("FLOAT32", 1),) if single else ()))
     return Kernel("gradients", "gradients.cu", defines, 2 * wide, shared)
 
 
