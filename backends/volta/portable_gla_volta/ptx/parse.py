@@ -89,19 +89,19 @@ def parse(text: str) -> Kernel:
 
 
 def _statements(text: str, position: int, end: int) -> Iterator[Instruction | Label | Registers | Scope]:
-    while text[position:end].strip():
-        found = _STATEMENT.match(text, position, end)
-        line = text.count("\n", 0, position) + 1
-        if found is None:
-            raise PtxError(f"line {line}: {text[position:end].strip().splitlines()[0]}")
+    line, counted = text.count("\n", 0, position) + 1, position
+    while found := _STATEMENT.match(text, position, end):
         position = found.end()
+        start = found.start(found.lastgroup or 0)
+        line, counted = line + text.count("\n", counted, start), start
         if found["label"]:
             yield Label(found["label"])
         elif found["scope"]:
             yield Scope(found["scope"] == "{")
         elif found["text"].strip():
-            line = text.count("\n", 0, found.start("text")) + 1
             yield from _statement(" ".join(found["text"].split()), line)
+    if text[position:end].strip():
+        raise PtxError(f"line {line}: {text[position:end].strip().splitlines()[0]}")
 
 
 def _statement(text: str, line: int) -> Iterator[Instruction | Registers]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -76,11 +77,11 @@ class Translation:
 
     def _instruction(self, one: Instruction) -> str:
         name = ".".join((one.name, *one.parts))
-        for pattern, write in _RULES:
-            found = pattern.fullmatch(name)
-            if found:
-                return write(self, found, one)
-        raise PtxError(f"line {one.line}: no rule for {name} {', '.join(one.operands)}")
+        match = _match(name)
+        if match is None:
+            raise PtxError(f"line {one.line}: no rule for {name} {', '.join(one.operands)}")
+        write, found = match
+        return write(self, found, one)
 
     def value(self, operand: str, kind: str) -> str:
         """Write an operand as a value of a type."""
@@ -107,6 +108,8 @@ class Translation:
         return f"put({_register(operand)}, {value});"
 
     def _bits(self, operand: str, kind: str) -> str:
+        if operand in self.registers:
+            return _register(operand)
         if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", operand):
             return f"0x{operand[2:]}u"
         if re.fullmatch(r"-?\d+U?|0x[0-9a-fA-F]+U?", operand):
@@ -116,8 +119,6 @@ class Translation:
             return _SPECIAL[operand]
         if operand in (*self.kernel.shared, self.kernel.parameter):
             return "0u"  # addresses in these begin at 0: dynamic shared memory is all there is
-        if operand in self.registers:
-            return _register(operand)
         raise PtxError(f"the operand {operand}")
 
     def address(self, operand: str, kind: str) -> str:
@@ -153,6 +154,15 @@ def _label(name: str) -> str:
 
 _Write = Callable[[Translation, "re.Match[str]", Instruction], str]
 _RULES: list[tuple[re.Pattern[str], _Write]] = []
+
+
+@functools.cache
+def _match(name: str) -> tuple[_Write, re.Match[str]] | None:
+    for pattern, write in _RULES:
+        found = pattern.fullmatch(name)
+        if found:
+            return write, found
+    return None
 
 
 def _rule(pattern: str) -> Callable[[_Write], _Write]:
