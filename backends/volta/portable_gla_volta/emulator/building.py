@@ -21,6 +21,7 @@ from portable_gla_volta.sources import Source
 
 FOLDER = Path(__file__).with_name("csrc")
 _TARGET = "target.cuh"
+_UNROLLED = ("-O2", "-DEMULATOR_UNROLL", "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-optimize-sibling-calls")
 _OPTIONS = ("-std=c++17", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-fno-gnu-unique",
             "-fvisibility=hidden")
 
@@ -92,8 +93,8 @@ def machine() -> Path:
     return _library("machine", "", ("-O3", "-Wno-psabi"), lambda folder: FOLDER / "machine.cpp")
 
 
-def kernel(kernel: Kernel, source: Source) -> Path:
-    """Compile a kernel, or find it compiled."""
+def kernel(kernel: Kernel, source: Source, unrolled: bool = False) -> Path:
+    """Compile a kernel, or find it compiled; ``unrolled``: for counts, an instruction for every turn of a loop."""
     def stage(folder: Path) -> Path:
         # A quoted include looks beside the includer first, so the emulator's primitives have to stand there.
         for name, text in ((source.name, source.text), *source.headers.items()):
@@ -103,7 +104,8 @@ def kernel(kernel: Kernel, source: Source) -> Path:
 
     defines = tuple(f"-D{name}={value}" for name, value in kernel.defines)
     # Less optimised is faster here: more takes longer to compile, and kernels wait for the machine anyway.
-    return _library(kernel.entry, source.digest(), ("-O1", *_poison(), *defines, "-x", "c++"), stage)
+    level = _UNROLLED if unrolled else ("-O1",)
+    return _library(kernel.entry, source.digest(), (*level, *_poison(), *defines, "-x", "c++"), stage)
 
 
 def _library(name: str, digest: str, options: Sequence[str], stage: Callable[[Path], Path]) -> Path:

@@ -23,11 +23,13 @@ _one_at_a_time = threading.Lock()  # the machine has one state; a launch runs wi
 class EmulatorRunner:
     """Runs kernels as a device of ``target`` would; ``folder`` has their sources, if not ``csrc``."""
 
+    unrolls = True  # builds what is counted apart
+
     def __init__(self, target: str = "sm_70", folder: Path | None = None) -> None:
         self.target = target
         self.limits = targets.limits(target)
         self.folder = folder
-        self._compiled: dict[tuple[Kernel, Path], _Compiled] = {}
+        self._compiled: dict[tuple[Kernel, Path, bool], _Compiled] = {}
 
     def launch(self, kernel: Kernel, grid: int, arguments: ctypes.Structure, tensors: Sequence[Tensor]) -> None:
         """Run ``grid`` blocks; raise an :class:`EmulationError` if they do what they must not."""
@@ -36,10 +38,10 @@ class EmulatorRunner:
         for tensor in tensors:
             if tensor.device.type != "cpu":
                 raise ValueError(f"tensors: the emulator has the CPU's, got one on {tensor.device}")
-        compiled = self.compiled(kernel)
+        options = current()
+        compiled = self.compiled(kernel, options.count and self.unrolls)
         compiled.check(kernel, arguments)
         begins, ends = _stretches(tensors)
-        options = current()
         wanted = machine.Launch(
             compiled.entry, ctypes.addressof(arguments), grid, kernel.threads, kernel.shared, options.checks == "all",
             options.count, options.truncate, options.order, len(begins), (ctypes.c_uint64 * len(begins))(*begins),
@@ -51,21 +53,25 @@ class EmulatorRunner:
             if options.count:
                 options.launches.append(_counted(kernel, grid, library))
 
-    def compiled(self, kernel: Kernel) -> _Compiled:
+    def compiled(self, kernel: Kernel, unrolled: bool = False) -> _Compiled:
         """Compile a kernel, or find it compiled."""
-        key = kernel, self.folder or sources.FOLDER
+        key = kernel, self.folder or sources.FOLDER, unrolled
         if key not in self._compiled:
             if kernel.threads % 32 or not 32 <= kernel.threads <= 1024:
                 raise ValueError(f"{sources.title(kernel)}: a block cannot have {kernel.threads} threads")
             if kernel.shared > self.limits.shared:
                 raise ValueError(f"{sources.title(kernel)}: asks for {kernel.shared} bytes of shared memory, and "
                                  f"{self.target} has {self.limits.shared}")
-            self._compiled[key] = _Compiled(self.build(kernel), kernel)
+            self._compiled[key] = _Compiled(self.unrolled(kernel) if unrolled else self.build(kernel), kernel)
         return self._compiled[key]
 
     def build(self, kernel: Kernel) -> Path:
         """Make the library that has a kernel, or find it made."""
         return building.kernel(kernel, sources.read(kernel.source, self.folder))
+
+    def unrolled(self, kernel: Kernel) -> Path:
+        """Make the library that has a kernel with an instruction for every turn of its short loops."""
+        return building.kernel(kernel, sources.read(kernel.source, self.folder), unrolled=True)
 
 
 class _Compiled:

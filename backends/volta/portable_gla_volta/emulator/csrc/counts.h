@@ -1,10 +1,11 @@
 // What warps do to memory: bank wavefronts of shared memory, sectors of global memory.
 //
 // A warp executes an instruction for its 32 lanes at once; here lanes run one after another. So accesses are kept until
-// the warp's lanes meet (at a shuffle, mma or barrier), and then put together: the n-th access that each lane made at one
-// place since they met last is one instruction. That is exact wherever lanes take the same path, and where lanes are
-// left out of all of a place's accesses; a place at which lanes made different numbers of accesses is counted the same
-// way and marked as `ragged`, for there the guess may be wrong.
+// the warp's lanes meet (at a shuffle, mma or barrier), and then put together: the n-th access that each lane made by one
+// instruction of the compiled kernel since they met last is one of the warp's. Kernels that are counted are compiled with
+// their loops unrolled where the source asks for it, as they are for the device. So this is exact wherever lanes take
+// the same path, and where lanes are left out of an instruction; one that lanes carried out different numbers of times, in
+// a loop, is counted the same way and marked as `ragged`: there it is right if all began with the same turn.
 #ifndef PORTABLE_GLA_VOLTA_EMULATOR_COUNTS
 #define PORTABLE_GLA_VOLTA_EMULATOR_COUNTS
 
@@ -51,7 +52,9 @@ class Counts {
         return number;
     }
 
-    void note(int thread, uint32_t site, uint64_t at) { lanes_[static_cast<size_t>(thread)].push_back({site, 0, at}); }
+    void note(int thread, uint32_t site, const void *instruction, uint64_t at) {
+        lanes_[static_cast<size_t>(thread)].push_back({instruction, at, site});
+    }
 
     // The lanes of a warp have met.
     void meet(int warp) {
@@ -63,7 +66,7 @@ class Counts {
             if (!model) model = &lanes[lane];
             same = lanes[lane].size() == model->size() &&
                    std::equal(model->begin(), model->end(), lanes[lane].begin(),
-                              [](const Access &x, const Access &y) { return x.site == y.site; });
+                              [](const Access &x, const Access &y) { return x.instruction == y.instruction; });
         }
         if (!model) return;
         if (same) {
@@ -93,8 +96,9 @@ class Counts {
         }
     };
     struct Access {
-        uint32_t site, turn;
+        const void *instruction;
         uint64_t at;
+        uint32_t site;
     };
     struct Instruction {
         uint32_t site;
@@ -111,21 +115,22 @@ class Counts {
             std::vector<Instruction> instructions;
             uint32_t fewest = ~0u, most = 0;
         };
-        std::unordered_map<uint32_t, Turns> turns;
+        std::unordered_map<const void *, Turns> turns;
         for (int lane = 0; lane < 32; ++lane) {
-            std::unordered_map<uint32_t, uint32_t> made;
+            std::unordered_map<const void *, uint32_t> made;
             for (const Access &access : lanes[lane]) {
-                std::vector<Instruction> &list = turns[access.site].instructions;
-                const uint32_t turn = made[access.site]++;
+                std::vector<Instruction> &list = turns[access.instruction].instructions;
+                const uint32_t turn = made[access.instruction]++;
                 if (turn == list.size()) list.push_back({access.site, 0, {}});
                 list[turn].add(lane, access.at);
             }
-            for (const auto &[site, number] : made) {
-                turns[site].fewest = std::min(turns[site].fewest, number);
-                turns[site].most = std::max(turns[site].most, number);
+            for (const auto &[instruction, number] : made) {
+                Turns &turn = turns[instruction];
+                turn.fewest = std::min(turn.fewest, number);
+                turn.most = std::max(turn.most, number);
             }
         }
-        for (const auto &[site, turn] : turns)
+        for (const auto &[instruction, turn] : turns)
             for (const Instruction &one : turn.instructions) count(one, turn.fewest != turn.most);
     }
 

@@ -8,7 +8,11 @@
 
 typedef long long int64;
 
+#ifdef EMULATOR_UNROLL  // each turn gets instructions of its own, for the counts
+#define UNROLL _Pragma("GCC unroll 64")
+#else
 #define UNROLL
+#endif
 #define DEVICE static inline __attribute__((always_inline))
 // The emulator's view of an entry point: a function of a pointer to the arguments, and two facts to be checked.
 #define KERNEL(entry, threads, blocks, arguments_type) EMULATOR_KERNEL(entry, threads, blocks, arguments_type)
