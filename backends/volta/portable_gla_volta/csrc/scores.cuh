@@ -231,11 +231,13 @@ template <int WARPS> DEVICE void store_largest(const Blocks<WARPS>& blocks, int 
   if (lane() == 0 && warp() < BLOCKS) shared_set(offset + 4 * warp(), most);
 }
 
-// The power of two by which scores are divided so that float16 holds them.
+// The power of two by which scores are divided so that float16 holds them, most of its range below the largest.
+constexpr float TOP = 8192.0f;
+
 template <int WARPS> DEVICE float unit_of_scores(int offset) {
   float most = 0.0f;
   UNROLL for (int w = 0; w < (WARPS < BLOCKS ? WARPS : BLOCKS); w++) most = larger(most, shared_float(offset + 4 * w));
-  return power_below(most);
+  return power_below(most) / TOP;
 }
 
 constexpr int SCORE_CHUNKS = CHUNK / PER, SCORE_BYTES = CHUNK * CHUNK * SIZE;

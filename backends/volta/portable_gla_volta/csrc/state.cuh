@@ -56,7 +56,6 @@ DEVICE int operand_at(int tiles, int row, int chunk) {
 }
 
 // A power of two that brings the warp's numbers to where float16 is precise.
-constexpr float TOP = 8192.0f;
 DEVICE float unit_of_state(const Carried& state) {
   float most = 0.0f;
   UNROLL for (int p = 0; p < PARTS; p++)
@@ -117,7 +116,7 @@ DEVICE void decay_state(Carried& state, int totals, bool per_channel) {
   }
 }
 
-// S <- S + Vᵀ X: `right` selects a tile pair's second tile.
+// S <- S + Vᵀ X, with X in the tiles at `tiles`.
 DEVICE void add_to_state(Carried& state, const Values& values, int tiles) {
   UNROLL for (int step = 0; step < CHUNK / 4; step++)
     UNROLL for (int p = 0; p < PARTS; p++) {

@@ -14,7 +14,7 @@
 
 constexpr int VALUES_AT = 2 * TILE_BYTES * TILES;
 constexpr int TOTALS = VALUES_AT + CHUNK * BV * 2;
-constexpr int VECTORS = TOTALS + 12 * KP;
+constexpr int VECTORS = TOTALS + 16 * KP;  // per channel: of the first block, the second, the chunk; its first gate
 
 // One chunk's state: [V padded, K padded] in float16, eight channels at a time, and its power of two.
 DEVICE void keep(const Carried& state, const SweepArguments& arguments, int64 row, int first_value) {
@@ -66,6 +66,9 @@ KERNEL(states, THREADS, 65536 / 128 / THREADS, SweepArguments) {
   Rows g = rows_of(arguments.g, sequences, place, head);
   int own = thread() % KT, side = thread() / KT;
   bool active = thread() < 2 * KT;
+  // Backward every term carries the chunk's first gate, unless outputs precede their gates. It is multiplied in last, or
+  // a strong one would leave nothing of a reader in float16.
+  bool split = !forward && !arguments.exclusive;
   int64 slot = first_slot(sequences, place, CHUNK) + start / CHUNK;
   float decays[TILES];  // of the segment, in this thread's channels; per head in the first
   UNROLL for (int tile = 0; tile < TILES; tile++) decays[tile] = 1.0f;
@@ -75,7 +78,7 @@ KERNEL(states, THREADS, 65536 / 128 / THREADS, SweepArguments) {
     int chunk = forward ? step : count - 1 - step, position = start + chunk * CHUNK;
     if (!arguments.summary) keep(state, arguments, (slot + chunk) * sequences.heads + head, first_value);
     stage_values(VALUES_AT, y, position, end, first_value, value_dim);
-    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, g, position, end, arguments.exclusive);
+    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, g, position, end, arguments.exclusive, split);
     UNROLL for (int tile = 0; tile < TILES; tile++) {
       int channel = tile * KT + own, operand = tile_offset(0, tile);
       bool inside = active && channel < key_dim;
@@ -86,6 +89,11 @@ KERNEL(states, THREADS, 65536 / 128 / THREADS, SweepArguments) {
       float e[SUB], weight = forward ? 1.0f : arguments.scale;
       if (CHANNEL) {
         load_decays(e, g, first, end, channel, inside);
+        if (split && active && !side) {
+          shared_set(TOTALS + 4 * (3 * KP + channel), e[0]);
+          decays[tile] *= e[0];
+          e[0] = 1.0f;
+        }
         float total = product_of(e), other = 1.0f;
         if (active) shared_set(TOTALS + 4 * (side * KP + channel), total);
         barrier();
@@ -116,9 +124,10 @@ KERNEL(states, THREADS, 65536 / 128 / THREADS, SweepArguments) {
     else {
       weigh_values(values, VECTORS + (forward ? VECTOR_SUFFIX : VECTOR_PREFIX));
       decay_state(state, VECTORS + VECTOR_TOTAL, false);
-      decays[0] *= shared_float(VECTORS + VECTOR_TOTAL);
+      decays[0] *= shared_float(VECTORS + VECTOR_TOTAL) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f);
     }
     add_to_state(state, values, 0);
+    if (split) decay_state(state, CHANNEL ? TOTALS + 12 * KP : VECTORS + VECTOR_FIRST, CHANNEL);
     barrier();
   }
 

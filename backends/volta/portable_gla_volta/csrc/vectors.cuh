@@ -1,12 +1,17 @@
 // Per head a chunk's decays are one number a position: one warp makes them for all.
 #pragma once
 
-constexpr int VECTOR_E = 0, VECTOR_PREFIX = 128, VECTOR_SUFFIX = 256, VECTOR_TOTAL = 384, VECTOR_BYTES = 400;
+constexpr int VECTOR_E = 0, VECTOR_PREFIX = 128, VECTOR_SUFFIX = 256, VECTOR_TOTAL = 384, VECTOR_FIRST = 388, VECTOR_BYTES = 400;
 
-// Lane i takes position i of 32: e, the product up to i (before i if exclusive), after i, and of all.
-DEVICE void head_vectors(int offset, const Rows& g, int position, int end, bool exclusive) {
+// Lane i takes position i of 32: e, the product up to i (before i if exclusive), after i, and of all. `split` leaves the
+// first position's e out of all of them, and beside them.
+DEVICE void head_vectors(int offset, const Rows& g, int position, int end, bool exclusive, bool split = false) {
   int i = lane();
   float e = g.data && position + i < end ? decay_of(row_number(g, position + i, 0)) : 1.0f;
+  if (split && i == 0) {
+    shared_set(offset + VECTOR_FIRST, e);
+    e = 1.0f;
+  }
   float prefix = e, suffix = e;
   UNROLL for (int step = 1; step < 32; step *= 2) {
     float before = shuffle(prefix, (i - step) & 31), after = shuffle(suffix, (i + step) & 31);
