@@ -20,6 +20,7 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     guard: str = ""  # the predicate's register
     negated: bool = False
+    used: int = -1  # of a load: a bit for each byte that anything depends on
 
 
 class Label(NamedTuple):
@@ -89,7 +90,7 @@ def parse(text: str) -> Kernel:
 
 
 def _statements(text: str, position: int, end: int) -> Iterator[Instruction | Label | Registers | Scope]:
-    line, counted = text.count("\n", 0, position) + 1, position
+    line, counted, used = text.count("\n", 0, position) + 1, position, -1
     while found := _STATEMENT.match(text, position, end):
         position = found.end()
         start = found.start(found.lastgroup or 0)
@@ -99,13 +100,20 @@ def _statements(text: str, position: int, end: int) -> Iterator[Instruction | La
         elif found["scope"]:
             yield Scope(found["scope"] == "{")
         elif found["text"].strip():
-            yield from _statement(" ".join(found["text"].split()), line)
+            text_of = " ".join(found["text"].split())
+            mask = re.fullmatch(r'\.pragma "used_bytes_mask (\d+)"', text_of)
+            if mask:
+                used = int(mask[1])
+                continue
+            for statement in _statement(text_of, line):
+                yield statement._replace(used=used) if isinstance(statement, Instruction) else statement
+                used = -1
     if text[position:end].strip():
         raise PtxError(f"line {line}: {text[position:end].strip().splitlines()[0]}")
 
 
 def _statement(text: str, line: int) -> Iterator[Instruction | Registers]:
-    if text.startswith(".pragma"):
+    if text == '.pragma "nounroll"':
         return
     if text.startswith(".reg"):
         declared = re.fullmatch(r"\.reg \.(\w+) (.+)", text)

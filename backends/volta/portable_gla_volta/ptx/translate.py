@@ -337,6 +337,8 @@ def _memory(code: Translation, found: re.Match[str], one: Instruction) -> str:
         return f"{found['space']}_set_half({where}, {code.value(parts[0], 'b16')}, {place});"
     if size not in (4, 8, 16):
         raise PtxError(f"line {one.line}: an access of {size} bytes")
+    if one.used != -1:
+        return _partly(code, found, one, where)
     words = f"Words<{size // 4}> words"
     if found["what"] == "ld":
         load = f"{words} = {found['space']}_load<{size // 4}>({where}, {place});"
@@ -398,6 +400,16 @@ def _branch(code: Translation, found: re.Match[str], one: Instruction) -> str:
 @_rule(r"ret")
 def _return(code: Translation, found: re.Match[str], one: Instruction) -> str:
     return "return;"
+
+
+def _partly(code: Translation, found: re.Match[str], one: Instruction, where: str) -> str:
+    """Load what is used of a vector: the compiler may load past it what nobody has stored."""
+    parts = _parts(one.operands[0])
+    if found["what"] != "ld" or found["t"][1:] != "32" or found["space"] != "shared":
+        raise PtxError(f"line {one.line}: bytes that are not used")
+    return " ".join(f"{{ Words<1> words = shared_load<1>({where} + {4 * number}, file, {one.line}); "
+                    f"{code.assign(part, *_word(code, part, 0))} }}"
+                    for number, part in enumerate(parts) if one.used >> 4 * number & 15)
 
 
 def _word(code: Translation, part: str, number: int) -> tuple[str, str]:
