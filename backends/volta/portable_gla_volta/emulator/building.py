@@ -21,7 +21,7 @@ from portable_gla_volta.sources import Source
 
 FOLDER = Path(__file__).with_name("csrc")
 _TARGET = "target.cuh"
-_UNROLLED = ("-O2", "-DEMULATOR_UNROLL", "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-optimize-sibling-calls")
+_UNROLLED = ("-O1", "-DEMULATOR_UNROLL", "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-optimize-sibling-calls")
 _OPTIONS = ("-std=c++17", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-fno-gnu-unique",
             "-fvisibility=hidden")
 

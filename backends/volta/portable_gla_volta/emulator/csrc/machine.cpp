@@ -241,9 +241,10 @@ Moment moment(int block, uint32_t site) {
             current_warp().epoch, site};
 }
 
-void shared_access(int offset, int bytes, int store, Place place) {
+void shared_access(int offset, int bytes, int store, Place place, const void *instruction) {
+    if (!instruction) instruction = __builtin_return_address(0);
     const uint32_t site = counts.site(place, SHARED, store, bytes);
-    if (launch.counting) counts.note(machine.thread, site, __builtin_return_address(0), static_cast<uint64_t>(offset));
+    if (launch.counting) counts.note(machine.thread, site, instruction, static_cast<uint64_t>(offset));
     if (!launch.everything) return;
     const Moment now = moment(0, site);
     for (int n = offset / GRAIN; n < (offset + bytes) / GRAIN; ++n) {
@@ -253,13 +254,14 @@ void shared_access(int offset, int bytes, int store, Place place) {
     }
 }
 
-void global_access(const void *pointer, int bytes, int store, Place place) {
+void global_access(const void *pointer, int bytes, int store, Place place, const void *instruction) {
+    if (!instruction) instruction = __builtin_return_address(0);
     const uint64_t address = reinterpret_cast<uint64_t>(pointer);
     const uint32_t site = counts.site(place, GLOBAL, store, bytes);
     Stretch &stretch = *find(address, bytes);
     const uint64_t first = (address - stretch.begin) / GRAIN, count = static_cast<uint64_t>(bytes / GRAIN);
     if (launch.counting) {
-        counts.note(machine.thread, site, __builtin_return_address(0), address);
+        counts.note(machine.thread, site, instruction, address);
         (store ? totals.stored : totals.loaded) += bytes;
         for (uint64_t n = first; n < first + count; ++n) {
             unsigned char &touched = stretch.touched[n];

@@ -25,8 +25,9 @@ struct Machine {
     // Finds the stretch that holds the bytes, or does not return.
     void (*global_lookup)(const void *address, int bytes, int store, Place place);
     void (*uninitialised)(int offset, int bytes, Place place);
-    void (*shared_access)(int offset, int bytes, int store, Place place);
-    void (*global_access)(const void *address, int bytes, int store, Place place);
+    // `instruction` tells apart the compiled kernel's instructions; where it is null, the call's own address does.
+    void (*shared_access)(int offset, int bytes, int store, Place place, const void *instruction);
+    void (*global_access)(const void *address, int bytes, int store, Place place, const void *instruction);
     void (*barrier)(Place place);
     void (*warp_barrier)(Place place);
     unsigned (*shuffle)(unsigned value, int source, Place place);

@@ -8,12 +8,16 @@
 
 typedef long long int64;
 
-#ifdef EMULATOR_UNROLL  // each turn gets instructions of its own, for the counts
+#define DEVICE static inline __attribute__((always_inline))
+#ifdef EMULATOR_UNROLL  // for counts each turn gets instructions of its own; what is done with them is not inlined then
 #define UNROLL _Pragma("GCC unroll 64")
+#define EMULATOR_SHORT static __attribute__((noinline))
+#define EMULATOR_INSTRUCTION __builtin_return_address(0)
 #else
 #define UNROLL
+#define EMULATOR_SHORT DEVICE
+#define EMULATOR_INSTRUCTION nullptr
 #endif
-#define DEVICE static inline __attribute__((always_inline))
 // The emulator's view of an entry point: a function of a pointer to the arguments, and two facts to be checked.
 #define KERNEL(entry, threads, blocks, arguments_type) EMULATOR_KERNEL(entry, threads, blocks, arguments_type)
 #define EMULATOR_KERNEL(entry, threads, blocks, arguments_type)                                       \
@@ -63,7 +67,8 @@ template <class T> DEVICE T shuffle(T value, int source, EMULATOR_PLACE) {
     return value;
 }
 
-template <int BYTES, bool STORE> DEVICE unsigned char *emulator_shared(int offset, emulator::Place place) {
+template <int BYTES, bool STORE>
+EMULATOR_SHORT unsigned char *emulator_shared(int offset, emulator::Place place) {
     emulator::Machine *const m = emulator_machine;
     if (__builtin_expect((unsigned)offset + (unsigned long long)BYTES > (unsigned)m->shared_bytes || offset % BYTES, 0))
         m->shared_fault(offset, BYTES, STORE, place);
@@ -74,7 +79,7 @@ template <int BYTES, bool STORE> DEVICE unsigned char *emulator_shared(int offse
         __builtin_memcpy(known, m->written + offset, BYTES);
         if (__builtin_expect((known[0] & known[1]) != ~0ull, 0)) m->uninitialised(offset, BYTES, place);
     }
-    if (__builtin_expect(m->watched, 0)) m->shared_access(offset, BYTES, STORE, place);
+    if (__builtin_expect(m->watched, 0)) m->shared_access(offset, BYTES, STORE, place, EMULATOR_INSTRUCTION);
     return m->shared + offset;
 }
 
@@ -103,12 +108,13 @@ DEVICE void shared_set_half(int offset, unsigned short value, EMULATOR_PLACE) {
     __builtin_memcpy(emulator_shared<2, true>(offset, EMULATOR_HERE), &value, 2);
 }
 
-template <int BYTES, bool STORE> DEVICE void emulator_global(const void *address, emulator::Place place) {
+template <int BYTES, bool STORE>
+EMULATOR_SHORT void emulator_global(const void *address, emulator::Place place) {
     emulator::Machine *const m = emulator_machine;
     const unsigned long long at = reinterpret_cast<unsigned long long>(address);
     if (__builtin_expect(at < m->begin || at + BYTES > m->end || at % BYTES, 0))
         m->global_lookup(address, BYTES, STORE, place);
-    if (__builtin_expect(m->watched, 0)) m->global_access(address, BYTES, STORE, place);
+    if (__builtin_expect(m->watched, 0)) m->global_access(address, BYTES, STORE, place, EMULATOR_INSTRUCTION);
 }
 
 template <int N> DEVICE Words<N> global_load(const void *address, EMULATOR_PLACE) {
@@ -134,20 +140,20 @@ DEVICE void global_set_half(void *address, unsigned short value, EMULATOR_PLACE)
 
 DEVICE float bits_to_float(unsigned bits) { return emulator::float_of(bits); }
 DEVICE unsigned float_to_bits(float value) { return emulator::bits_of(value); }
-DEVICE unsigned short to_half(float value) { return (unsigned short)emulator::to_half(value); }
-DEVICE float from_half(unsigned short half) { return emulator::from_half(half); }
-DEVICE unsigned pack_half(float low, float high) { return emulator::to_half(low) | emulator::to_half(high) << 16; }
-DEVICE float half_low(unsigned pair) { return emulator::from_half(pair & 0xffffu); }
-DEVICE float half_high(unsigned pair) { return emulator::from_half(pair >> 16); }
+EMULATOR_SHORT unsigned short to_half(float value) { return (unsigned short)emulator::to_half(value); }
+EMULATOR_SHORT float from_half(unsigned short half) { return emulator::from_half(half); }
+EMULATOR_SHORT unsigned pack_half(float low, float high) { return emulator::to_half(low) | emulator::to_half(high) << 16; }
+EMULATOR_SHORT float half_low(unsigned pair) { return emulator::from_half(pair & 0xffffu); }
+EMULATOR_SHORT float half_high(unsigned pair) { return emulator::from_half(pair >> 16); }
 
-DEVICE float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+EMULATOR_SHORT float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE float mul_(float a, float b) { return a * b; }  // nothing is ever fused here
 DEVICE float add_(float a, float b) { return a + b; }
 DEVICE float larger(float a, float b) { return __builtin_fmaxf(a, b); }
 DEVICE float smaller(float a, float b) { return __builtin_fminf(a, b); }
 DEVICE float magnitude(float x) { return __builtin_fabsf(x); }
-DEVICE float nearest(float x) { return __builtin_rintf(x); }
-DEVICE float exp2_approx(float x) {  // flushes what is below the smallest normal number, as ex2.approx.ftz does
+EMULATOR_SHORT float nearest(float x) { return __builtin_rintf(x); }
+EMULATOR_SHORT float exp2_approx(float x) {  // flushes what is below the smallest normal number, as ex2.approx.ftz does
     const float y = __builtin_exp2f(x);
     return y < 1.17549435e-38f ? 0.0f : y;
 }
