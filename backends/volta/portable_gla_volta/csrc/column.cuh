@@ -27,29 +27,36 @@ DEVICE float decay_of(float g) { return quick_exponential(g); }
 
 // Rows outside the sequence and channels beyond the last are 0.
 DEVICE void load_pairs(Column& column, const Rows& q, const Rows& k, int position, int end, int channel, bool inside) {
+  int count = inside ? end - position : 0;
+  const char* from_q = row_address(q, position, channel, SIZE);
+  const char* from_k = row_address(k, position, channel, SIZE);
+  int64 step_q = SIZE * row_step(q), step_k = SIZE * row_step(k);
   UNROLL for (int r = 0; r < SUB; r++) {
-    bool there = inside && position + r < end;
 #ifdef FLOAT32
-    column.q[r] = there ? row_float(q, position + r, channel) : 0.0f;
-    column.k[r] = there ? row_float(k, position + r, channel) : 0.0f;
+    column.q[r] = r < count ? bits_to_float(global_load<1>(from_q).word[0]) : 0.0f;
+    column.k[r] = r < count ? bits_to_float(global_load<1>(from_k).word[0]) : 0.0f;
 #else
-    unsigned low = there ? row_half(q, position + r, channel) : 0;
-    unsigned high = there ? row_half(k, position + r, channel) : 0;
+    unsigned low = r < count ? global_half(from_q) : 0;
+    unsigned high = r < count ? global_half(from_k) : 0;
     column.qk[r] = low | high << 16;
 #endif
+    from_q += step_q;
+    from_k += step_k;
   }
 }
 
 // The exponentials of 16 positions' gates: 1 outside the sequence, or beyond the last channel.
 DEVICE void load_decays(float (&e)[SUB], const Rows& g, int position, int end, int channel, bool inside) {
-  if (g.kind == 0) {
-    UNROLL for (int r = 0; r < SUB; r++)
-      e[r] = inside && position + r < end ? row_float(g, position + r, channel) : 0.0f;
+  int count = inside ? end - position : 0, size = size_of(g.tensor->kind);
+  const char* from = row_address(g, position, channel, size);
+  int64 step = size * row_step(g);
+  if (size == 4) {
+    UNROLL for (int r = 0; r < SUB; r++, from += step)
+      e[r] = decay_of(r < count ? bits_to_float(global_load<1>(from).word[0]) : 0.0f);
   } else {
-    UNROLL for (int r = 0; r < SUB; r++)
-      e[r] = inside && position + r < end ? from_half(row_half(g, position + r, channel)) : 0.0f;
+    UNROLL for (int r = 0; r < SUB; r++, from += step)
+      e[r] = decay_of(r < count ? from_half(global_half(from)) : 0.0f);
   }
-  UNROLL for (int r = 0; r < SUB; r++) e[r] = decay_of(e[r]);
 }
 
 DEVICE float product_of(const float (&e)[SUB]) {

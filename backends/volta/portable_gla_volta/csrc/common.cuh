@@ -65,41 +65,51 @@ DEVICE void store_number(void* data, int64 index, int kind, float value) {
   }
 }
 
-// One head of one sequence of a tensor of tokens.
+// One head of one sequence of a tensor of tokens. Strides are read where they are needed, from the arguments: a few of
+// these in registers would leave too few for anything else.
 struct Rows {
-  void* data;
-  int64 origin, step, channel;
-  int kind;
+  const Tokens* tensor;
+  char* start;  // of position 0
+  int reverse;
 };
+
+DEVICE int size_of(int kind) { return kind == 0 ? 4 : 2; }
 
 DEVICE Rows rows_of(const Tokens& x, const Sequences& s, const Place& place, int head) {
   Rows rows;
-  rows.data = x.data;
   int64 token = s.reverse ? place.start + place.length - 1 : place.start;
-  rows.origin = place.batch * x.batch + token * x.token + head / (x.data ? x.group : 1) * x.head;
-  rows.step = s.reverse ? -x.token : x.token;
-  rows.channel = x.channel;
-  rows.kind = x.kind;
+  rows.tensor = &x;
+  rows.reverse = s.reverse;
+  rows.start = (char*)x.data +
+               size_of(x.kind) * (place.batch * x.batch + token * x.token + head / (x.data ? x.group : 1) * x.head);
   return rows;
 }
 
+// From one position to the next, in elements.
+DEVICE int64 row_step(const Rows& rows) { return rows.reverse ? -rows.tensor->token : rows.tensor->token; }
+
+DEVICE char* row_address(const Rows& rows, int position, int channel, int size) {
+  return rows.start + size * (position * row_step(rows) + channel * rows.tensor->channel);
+}
+
 DEVICE float row_number(const Rows& rows, int position, int channel) {
-  return load_number(rows.data, rows.origin + position * rows.step + channel * rows.channel, rows.kind);
+  int kind = rows.tensor->kind;
+  return load_number(row_address(rows, position, channel, size_of(kind)), 0, kind);
 }
 
 DEVICE void set_row_number(const Rows& rows, int position, int channel, float value) {
-  store_number(rows.data, rows.origin + position * rows.step + channel * rows.channel, rows.kind, value);
+  int kind = rows.tensor->kind;
+  store_number(row_address(rows, position, channel, size_of(kind)), 0, kind, value);
 }
 
 // Of a tensor that is float32.
 DEVICE float row_float(const Rows& rows, int position, int channel) {
-  return bits_to_float(
-      global_load<1>((const float*)rows.data + (rows.origin + position * rows.step + channel * rows.channel)).word[0]);
+  return bits_to_float(global_load<1>(row_address(rows, position, channel, 4)).word[0]);
 }
 
 // Of a tensor that is float16.
 DEVICE unsigned short row_half(const Rows& rows, int position, int channel) {
-  return global_half((const unsigned short*)rows.data + (rows.origin + position * rows.step + channel * rows.channel));
+  return global_half(row_address(rows, position, channel, 2));
 }
 
 DEVICE float state_number(const State& state, int row, int head, int key, int value) {

@@ -47,7 +47,7 @@ KERNEL(decode, THREADS, 2, DecodeArguments) {
                : 0.0f;
   for (int token = 0; token < arguments.tokens; token++) {
     float y = value < value_dim ? row_number(v, token, value) : 0.0f, out = 0.0f, itself = 0.0f;
-    float e = g.data && !arguments.per_channel ? exponential(row_number(g, token, 0)) : 1.0f;
+    float e = arguments.g.data && !arguments.per_channel ? exponential(row_number(g, token, 0)) : 1.0f;
     UNROLL for (int n = 0; n < HELD; n++) {
       int key = first_key + n;
       if (key >= key_dim) continue;

@@ -32,7 +32,7 @@ DEVICE void fetch(int offset, const Rows& rows, int position, int first, int end
 DEVICE void fetch_decays(const Rows& g, int position, int end, int key_dim) {
   for (int item = thread(); item < (CHANNEL ? STEPS * KP : STEPS); item += THREADS) {
     int step = CHANNEL ? item / KP : item, channel = CHANNEL ? item % KP : 0;
-    bool inside = g.data && position + step < end && channel < key_dim;
+    bool inside = g.tensor->data && position + step < end && channel < key_dim;
     shared_set(E + 4 * item, inside ? exponential(row_number(g, position + step, channel)) : 1.0f);
   }
 }

@@ -194,8 +194,7 @@ KERNEL(forward, THREADS, 65536 / 128 / THREADS, SweepArguments) {
         int row = 4 * (n / 2) + (n & 1) + 2 * upper();
         unsigned short half = shared_half(VALUES_AT + element_at<BV / 8, VALUES>(row, column_of));
         if (position + row < end && first_value + column_of < value_dim)
-          global_set_half((unsigned short*)o.data + (o.origin + (position + row) * o.step +
-                                                     (first_value + column_of) * o.channel), half);
+          global_set_half(row_address(o, position + row, first_value + column_of, 2), half);
       }
     }
     barrier();

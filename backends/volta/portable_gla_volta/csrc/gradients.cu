@@ -161,8 +161,8 @@ DEVICE void store_head_gates(const GradientsArguments& arguments, const Work& wo
   if (arguments.constant) {
     found = sum_of_warp(valid ? found : 0.0f);
     if (t == 0) store_number(arguments.dg.data, part * arguments.dg_part + work.row, 0, found);
-  } else if (valid && dg.data) {
-    store_number(dg.data, part * arguments.dg_part + dg.origin + (work.position + t) * dg.step, dg.kind, found);
+  } else if (valid) {
+    store_number(row_address(dg, work.position + t, 0, 4), part * arguments.dg_part, 0, found);
   }
 }
 

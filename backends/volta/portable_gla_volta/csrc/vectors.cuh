@@ -7,7 +7,7 @@ constexpr int VECTOR_E = 0, VECTOR_PREFIX = 128, VECTOR_SUFFIX = 256, VECTOR_TOT
 // first position's e out of all of them, and beside them.
 DEVICE void head_vectors(int offset, const Rows& g, int position, int end, bool exclusive, bool split = false) {
   int i = lane();
-  float e = g.data && position + i < end ? decay_of(row_number(g, position + i, 0)) : 1.0f;
+  float e = g.tensor->data && position + i < end ? decay_of(row_number(g, position + i, 0)) : 1.0f;
   if (split && i == 0) {
     shared_set(offset + VECTOR_FIRST, e);
     e = 1.0f;
