@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import helpers_volta_ptx as helpers
 import pytest
 import torch
-from portable_gla_volta import sources
+from portable_gla_volta import launch, segments, sources
 from portable_gla_volta.emulator import EmulatorRunner, options
 from portable_gla_volta.emulator.errors import OutOfBoundsError, RaceError, UninitialisedError
 from portable_gla_volta.kernel import Kernel, Runner
 from portable_gla_volta.ptx import PtxError, PtxRunner
 from portable_gla_volta.ptx.parse import parse
 from portable_gla_volta.ptx.translate import translate
+
+from portable_gla.backend import Call
 
 EVERY = Kernel("every", "every.cu", (), 64, 2048)
 HEAD = """
@@ -121,3 +125,58 @@ def test_what_is_not_one_kernel_is_an_error() -> None:
             parse(text)
     with pytest.raises(PtxError):
         translate(good.replace("\tret;", "\t.local .b32 spill[4];\n\tret;"))
+
+
+class Called(NamedTuple):
+    """What a call gave, and which kernels it launched."""
+
+    tensors: dict[str, torch.Tensor]
+    kernels: list[Kernel]
+
+
+class Noting:
+    """A runner that notes what another one launches."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.kernels = runner, []
+
+    def launch(self, kernel, grid, arguments, tensors) -> None:
+        self.kernels.append(kernel)
+        self.runner.launch(kernel, grid, arguments, tensors)
+
+
+def called(runner: Runner, seed: int, backward: bool = True) -> Called:
+    """Run one call in float16, gates per channel: 70 tokens, two segments, K = V = 32, strong gates in places."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v, d = (torch.randn(1, 70, 1, 32, generator=generator).half() for _ in range(4))
+    g = torch.nn.functional.logsigmoid(torch.randn(1, 70, 1, 32, generator=generator)) / 8
+    g[:, 40:44] *= 200
+    g[:, 50, :, ::3] = -math.inf
+    call = Call(q, k, v, g, None, None, None, 32**-0.5, False, True, {})
+    cut = segments.choose(1, 70, 1, 32, 1, 2)
+    noting, links = Noting(runner), torch.zeros(1, 1, 32, 32)
+    o, final = launch.Launcher(noting, call, cut).forward(links)
+    found = {"o": o, "final state": final}
+    if backward:
+        gradients = launch.Launcher(noting, call, cut).backward(links, d, torch.ones(1, 1, 32, 32))
+        found |= {"dq": gradients.q, "dk": gradients.k, "dv": gradients.v, "dg": gradients.g}
+    return Called(found, noting.kernels)
+
+
+def test_the_backends_kernels_compiled_give_the_bits_of_their_sources(seed: int) -> None:
+    """Forward and backward, every launch of both: fragments, indices, barriers and roundings are the sources'."""
+    expected = called(EmulatorRunner(), seed)
+    with options(checks="all"):
+        found = called(PtxRunner(("--fmad=false",)), seed)
+    assert {kernel.entry for kernel in found.kernels} == {"states", "scan", "forward", "gradients"}
+    for name, value in expected.tensors.items():
+        assert value.isfinite().all() and value.count_nonzero() > 50, name
+        assert torch.equal(value, found.tensors[name]), name
+
+
+def test_as_they_are_shipped_they_differ_in_roundings_alone(seed: int) -> None:
+    """With fused multiply-adds, as on the device."""
+    expected, found = (called(runner, seed, False).tensors for runner in (EmulatorRunner(), PtxRunner()))
+    for name, value in expected.items():
+        error = (value - found[name]).abs().max() / value.abs().max()
+        assert error <= (2**-10 if name == "o" else 2**-14), name
