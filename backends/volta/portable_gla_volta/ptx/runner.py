@@ -25,6 +25,8 @@ class PtxRunner(EmulatorRunner):
     source does not, as g++ does not either, and results are the emulator's to the last bit.
     """
 
+    unrolls = False  # the compiler has
+
     def __init__(self, options: Sequence[str] = (), target: str = "sm_70", folder: Path = sources.FOLDER) -> None:
         super().__init__(target, folder)
         self.options = tuple(options)
