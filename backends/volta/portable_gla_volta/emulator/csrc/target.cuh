@@ -138,6 +138,7 @@ DEVICE void global_set_half(void *address, unsigned short value, EMULATOR_PLACE)
     __builtin_memcpy(address, &value, 2);
 }
 
+DEVICE int opaque(int x) { return x; }
 DEVICE float bits_to_float(unsigned bits) { return emulator::float_of(bits); }
 DEVICE unsigned float_to_bits(float value) { return emulator::bits_of(value); }
 EMULATOR_SHORT unsigned short to_half(float value) { return (unsigned short)emulator::to_half(value); }
