@@ -1,6 +1,6 @@
 """Counts what the kernels do inside a chip, in the emulator, and writes ``counts.yaml``, which plans predict from.
 
-``python -m portable_gla_volta.counting`` counts afresh all that the sources no longer agree with (``--all``: everything).
+``python -m portable_gla_volta.counting`` counts afresh all that the sources no longer agree with; ``--all`` everything.
 A row is what one chunk of one head costs once a walk is under way: the difference between calls of three and of two
 chunks, with all programs that share its channels of V.
 """
@@ -42,12 +42,13 @@ class Kind(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one chunk of one head costs a pass: of a forward pass, of one walk that keeps or sums states, of gradients."""
+    """What one chunk of one head costs: a forward pass, one walk that keeps or sums states, or the gradients."""
 
     wavefronts: int  # of shared memory
     least: int  # what they would be without a conflict
     mma: int  # of a warp; each is four HMMA.884
     accesses: int  # instructions of warps that access global memory, which take the same path to the core
+    instructions: int  # of warps, about: from the PTX, if their lanes stay together
 
 
 PASSES = {"forward": "forward", "states": "states", "gradients": "gradients"}
@@ -97,11 +98,15 @@ class _Noting:
 
     def __init__(self, runner: Runner) -> None:
         self.runner, self.entries = runner, list[str]()
+        self.instructions: list[int] = []
 
     def launch(self, kernel: Kernel, grid: int, arguments: Structure, tensors: Sequence[Tensor]) -> None:
         """Note a launch, and do it."""
         self.entries.append(kernel.entry)
         self.runner.launch(kernel, grid, arguments, tensors)
+        counter = getattr(self.runner, "instructions", None)
+        if counter is not None:
+            self.instructions.append(counter(kernel) // 32)
 
 
 def count(kind: Kind) -> dict[str, Work]:
@@ -111,7 +116,7 @@ def count(kind: Kind) -> dict[str, Work]:
 
 
 def _counted(kind: Kind, tokens: int) -> dict[str, Work]:
-    from portable_gla_volta import emulator  # with a compiler for the host, which users need not have
+    from portable_gla_volta import emulator, ptx  # with a compiler for the host, which users need not have
 
     generator = torch.Generator().manual_seed(0)
 
@@ -124,23 +129,29 @@ def _counted(kind: Kind, tokens: int) -> dict[str, Work]:
     call = Call(q, k, v, g, None, None, None, 1.0, False, False, {})
     cut = segments.choose(1, tokens, 1, kind.value_dim, 1, 1)
     runner, links = _Noting(emulator.EmulatorRunner()), torch.zeros(0, 1, kind.key_dim, kind.value_dim)
+    compiled = ptx.PtxRunner()
     with emulator.options(count=True) as launches:
         launch.Launcher(runner, call, cut).forward(links)
         launch.Launcher(runner, call, cut).backward(links, d, None)
+    also = _Noting(compiled)
+    launch.Launcher(also, call, cut).forward(links)
+    launch.Launcher(also, call, cut).backward(links, d, None)
     found = {}
     for name, entry in PASSES.items():
-        (first, *_) = [one for one, other in zip(launches, runner.entries, strict=True) if other == entry]
+        number = runner.entries.index(entry)
+        first = launches[number]
         shared = [site for site in first.sites if site.space == "shared"]
         found[name] = Work(sum(site.wavefronts for site in shared), sum(site.least for site in shared),
                            first.multiplications,
-                           sum(site.instructions for site in first.sites if site.space == "global"))
+                           sum(site.instructions for site in first.sites if site.space == "global"),
+                           also.instructions[number])
     return found
 
 
 def write(rows: dict[str, Any]) -> None:
     """Write the table, a line a row."""
-    head = ("# What one chunk of one head costs a pass, counted in the emulator by `python -m portable_gla_volta.counting`:\n"
-            "# [wavefronts of shared memory, the least possible, mma of warps, accesses to global memory of warps].\n")
+    head = ("# What one chunk of one head costs, counted in the emulator by `python -m portable_gla_volta.counting`:\n"
+            "# [wavefronts of shared memory, the least possible, mma, accesses to global memory, instructions of warps].\n")
     order = {str(kind): rows[str(kind)] for kind in kinds() if str(kind) in rows}
     FILE.write_text(head + yaml.safe_dump(order, sort_keys=False, default_flow_style=None, width=200),
                     encoding="utf-8")

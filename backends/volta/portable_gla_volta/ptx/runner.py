@@ -32,9 +32,10 @@ class PtxRunner(EmulatorRunner):
         self.options = tuple(options)
 
     def instructions(self, kernel: Kernel) -> int:
-        """Return how many PTX instructions threads have run of a kernel, since the last time this was asked.
+        """Return how many machine instructions, about, threads have run of a kernel since the last time this was asked.
 
-        A predicated instruction counts whether it is carried out or not, as it is issued either way.
+        They are estimated from the PTX: an mma is four, 64-bit integer arithmetic two, a copy none. A predicated
+        instruction counts whether it is carried out or not, as it is issued either way.
         """
         counter = ctypes.c_longlong.in_dll(self.compiled(kernel)._library, "instructions_run")
         found, counter.value = counter.value, 0

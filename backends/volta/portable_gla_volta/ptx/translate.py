@@ -15,7 +15,6 @@ _TYPES = {"f32": "float", "pred": "bool",
           **{f"{letter}{size}": f"{'' if letter == 's' else 'u'}int{size}_t"
              for letter in "sub" for size in (8, 16, 32, 64)}}
 _SPECIAL = {"%tid.x": "(uint32_t)thread()", "%ctaid.x": "(uint32_t)block()", "%laneid": "(uint32_t)lane()"}
-_FREE = ("cvta",)  # makes no machine instruction
 _COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">",
              "hs": ">="}
 _NEGATED = {"equ": "!=", "ltu": ">=", "leu": ">", "gtu": "<=", "geu": "<"}  # unordered: the opposite does not hold
@@ -49,7 +48,7 @@ class Translation:
                 start = number
                 lengths[start] = 0
             elif isinstance(statement, Instruction):
-                lengths[start] += statement.name not in _FREE
+                lengths[start] += _issued(statement)
                 if statement.name in ("bra", "ret"):
                     start = number + 1
                     lengths[start] = 0
@@ -138,6 +137,15 @@ def translate(text: str) -> str:
         For anything that no rule covers.
     """
     return Translation(parse(text)).text()
+
+
+def _issued(one: Instruction) -> int:
+    """Estimate how many machine instructions of sm_70 an instruction of PTX becomes."""
+    if one.name in ("cvta", "mov"):
+        return 0  # registers are renamed
+    if one.name == "mma":
+        return 4
+    return 2 if one.parts and one.parts[-1][1:] == "64" and one.name not in ("ld", "st", "setp") else 1
 
 
 def _declared(statement: Registers) -> list[str]:
