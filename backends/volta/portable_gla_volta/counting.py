@@ -103,10 +103,10 @@ class _Noting:
     def launch(self, kernel: Kernel, grid: int, arguments: Structure, tensors: Sequence[Tensor]) -> None:
         """Note a launch, and do it."""
         self.entries.append(kernel.entry)
+        counter = getattr(self.runner, "instructions", lambda kernel: 0)
+        counter(kernel)
         self.runner.launch(kernel, grid, arguments, tensors)
-        counter = getattr(self.runner, "instructions", None)
-        if counter is not None:
-            self.instructions.append(counter(kernel) // 32)
+        self.instructions.append(counter(kernel) // 32)
 
 
 def count(kind: Kind) -> dict[str, Work]:
@@ -151,7 +151,7 @@ def _counted(kind: Kind, tokens: int) -> dict[str, Work]:
 def write(rows: dict[str, Any]) -> None:
     """Write the table, a line a row."""
     head = ("# What one chunk of one head costs, counted in the emulator by `python -m portable_gla_volta.counting`:\n"
-            "# [wavefronts of shared memory, the least possible, mma, accesses to global memory, instructions of warps].\n")
+            "# [wavefronts of shared memory, the least possible, mma, accesses to global memory, instructions] of warps.\n")
     order = {str(kind): rows[str(kind)] for kind in kinds() if str(kind) in rows}
     FILE.write_text(head + yaml.safe_dump(order, sort_keys=False, default_flow_style=None, width=200),
                     encoding="utf-8")
