@@ -109,13 +109,13 @@ class _Noting:
         self.instructions.append(counter(kernel) // 32)
 
 
-def count(kind: Kind) -> dict[str, Work]:
-    """Count a kind of call."""
-    short, long = (_counted(kind, CHUNK * chunks) for chunks in (2, 3))
+def count(kind: Kind, instructions: bool = True) -> dict[str, Work]:
+    """Count a kind of call; without ``instructions`` they are 0, and no PTX is translated."""
+    short, long = (_counted(kind, CHUNK * chunks, instructions) for chunks in (2, 3))
     return {name: Work(*(b - a for a, b in zip(short[name], long[name], strict=True))) for name in PASSES}
 
 
-def _counted(kind: Kind, tokens: int) -> dict[str, Work]:
+def _counted(kind: Kind, tokens: int, instructions: bool) -> dict[str, Work]:
     from portable_gla_volta import emulator, ptx  # with a compiler for the host, which users need not have
 
     generator = torch.Generator().manual_seed(0)
@@ -129,13 +129,13 @@ def _counted(kind: Kind, tokens: int) -> dict[str, Work]:
     call = Call(q, k, v, g, None, None, None, 1.0, False, False, {})
     cut = segments.choose(1, tokens, 1, kind.value_dim, 1, 1)
     runner, links = _Noting(emulator.EmulatorRunner()), torch.zeros(0, 1, kind.key_dim, kind.value_dim)
-    compiled = ptx.PtxRunner()
     with emulator.options(count=True) as launches:
         launch.Launcher(runner, call, cut).forward(links)
         launch.Launcher(runner, call, cut).backward(links, d, None)
-    also = _Noting(compiled)
-    launch.Launcher(also, call, cut).forward(links)
-    launch.Launcher(also, call, cut).backward(links, d, None)
+    also = _Noting(ptx.PtxRunner()) if instructions else runner
+    if instructions:
+        launch.Launcher(also, call, cut).forward(links)
+        launch.Launcher(also, call, cut).backward(links, d, None)
     found = {}
     for name, entry in PASSES.items():
         number = runner.entries.index(entry)
@@ -151,7 +151,7 @@ def _counted(kind: Kind, tokens: int) -> dict[str, Work]:
 def write(rows: dict[str, Any]) -> None:
     """Write the table, a line a row."""
     head = ("# What one chunk of one head costs, counted in the emulator by `python -m portable_gla_volta.counting`:\n"
-            "# [wavefronts of shared memory, the least possible, mma, accesses to global memory, instructions] of warps.\n")
+            "# [wavefronts of shared memory, the least possible, mma, global accesses, instructions], of warps.\n")
     order = {str(kind): rows[str(kind)] for kind in kinds() if str(kind) in rows}
     FILE.write_text(head + yaml.safe_dump(order, sort_keys=False, default_flow_style=None, width=200),
                     encoding="utf-8")
