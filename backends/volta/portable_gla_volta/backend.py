@@ -6,13 +6,14 @@ import contextlib
 import functools
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from portable_gla import devices
-from portable_gla.backend import Backend, Call, DecodeCall, Gradients
+from portable_gla.backend import Backend, Built, Call, DecodeCall, Gradients
 from portable_gla.problem import Device, Problem, Reason, Schedule
 from portable_gla_volta import segments, targets
 from portable_gla_volta.kernel import Runner
@@ -30,6 +31,7 @@ class VoltaBackend:
     name = "volta"
     plain = False
     rounds_operands = True
+    prebuild_targets = (*targets.TARGETS, targets.PORTABLE)
 
     def __init__(self, *, emulating: bool = False) -> None:
         self._emulating = emulating
@@ -38,6 +40,11 @@ class VoltaBackend:
     def emulated(self) -> Backend:
         """Return a backend that runs the same kernels on CPU tensors."""
         return VoltaBackend(emulating=True)
+
+    def prebuild(self, target: str, cache: Path | None) -> tuple[int, Iterator[Built]]:
+        """Compile the kernels that a cache lacks."""
+        found: tuple[int, Iterator[Built]] = importlib.import_module("portable_gla_volta.build").prebuild(target, cache)
+        return found
 
     def unavailable(self) -> Sequence[Reason]:
         """Refuse where PyTorch sees no NVIDIA GPU, or is a build that cannot drive or compile for one of these."""
