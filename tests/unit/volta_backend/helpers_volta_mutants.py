@@ -50,7 +50,8 @@ class Mutants:
         for patch in patches:
             number = self.numbers[patch.name] = len(self.numbers) + 1
             assert texts[patch.file].count(patch.old) == 1, f"{patch.name}: {patch.file} has not once: {patch.old}"
-            texts[patch.file] = texts[patch.file].replace(patch.old, patch.new.replace("MUTANT", f"(mutant == {number})"))
+            new = patch.new.replace("MUTANT", f"(mutant == {number})")
+            texts[patch.file] = texts[patch.file].replace(patch.old, new)
         if barriers:
             for name in sorted(texts):
                 if name != "target.cuh":
