@@ -51,14 +51,19 @@ def padded(key_dim: int) -> int:
 def sweep(key_dim: int, value_dim: int) -> Sweep:
     """Return the program that walks a segment of a call in float16."""
     keys = padded(key_dim)
-    wide = next((width for width in (32, 64) if value_dim <= width), 128 if keys < 128 else 64)
-    warps = max(2 * min(keys, 128) // 32, wide // 16)
-    return Sweep(keys, wide, wide // 16, min(warps // (wide // 16), keys // 32))
+    wide = 32 if value_dim <= 32 or keys == 256 else 64  # a state of 64 registers a thread at most
+    warps = max(2 * _tile(keys) // 32, wide // 16)
+    return Sweep(keys, wide, wide // 16, warps // (wide // 16))
+
+
+def _tile(keys: int) -> int:
+    """Return the channels of K that a pair of operands in shared memory has."""
+    return min(keys, 64)
 
 
 def forward(shape: Sweep, channel: bool) -> Kernel:
     """Return the forward pass in float16."""
-    tile = min(shape.keys, 128)
+    tile = _tile(shape.keys)
     tiles, pair = shape.keys // tile, 2 * CHUNK * tile * 2
     shared = max(pair * (tiles - 1) + 2 * shape.warps * 1024, pair * tiles) + CHUNK * shape.wide * 2
     shared += CHUNK * CHUNK * 2 + 12 * shape.keys + _VECTORS + 4 * shape.warps + 16
@@ -81,7 +86,7 @@ def exact(keys: int, channel: bool, read: bool) -> Kernel:
 def gradients(keys: int, channel: bool, dtype: torch.dtype) -> Kernel:
     """Return the gradients of a chunk."""
     single = dtype == torch.float32
-    size, wide = (4, min(keys, 64)) if single else (2, min(keys, 128))
+    size, wide = (4 if single else 2), _tile(keys)
     tile, part, kept = CHUNK * wide * size, CHUNK * 32 * size, 32 * wide * size
     warps = wide // 16
     shared = max(2 * part + 2 * kept + tile, 3 * tile + kept) + CHUNK * CHUNK * size + 4 * CHUNK + 16 * wide + _VECTORS
@@ -90,9 +95,9 @@ def gradients(keys: int, channel: bool, dtype: torch.dtype) -> Kernel:
     return Kernel("gradients", "gradients.cu", defines, 2 * wide, shared)
 
 
-def gradient_width(key_dim: int, dtype: torch.dtype) -> int:
+def gradient_width(key_dim: int) -> int:
     """Return the channels of K, or of V, that a program of the gradients has."""
-    return min(padded(key_dim), 64 if dtype == torch.float32 else 128)
+    return _tile(padded(key_dim))
 
 
 SCAN = Kernel("scan", "scan.cu", (), 256, 0)
@@ -108,7 +113,7 @@ def decode(key_dim: int) -> Kernel:
 def _all() -> tuple[Kernel, ...]:
     found = [SCAN, FOLD]
     for keys, channel in itertools.product(_WIDTHS, (True, False)):
-        for value in (32, 64, 128):
+        for value in (32, 64):
             shape = sweep(keys, value)
             found += [forward(shape, channel), states(shape, channel)]
         found += [exact(keys, channel, True), exact(keys, channel, False)]

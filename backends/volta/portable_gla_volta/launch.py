@@ -137,7 +137,7 @@ class Launcher:
                    dinitial: Tensor | None) -> Gradients:
         call = self.call
         kernel = configurations.gradients(self.shape.keys, self.channel, call.q.dtype)
-        width = configurations.gradient_width(self.key_dim, call.q.dtype)
+        width = configurations.gradient_width(self.key_dim)
         tiles = math.ceil(self.key_dim / width)
         dq, dk, dv = (self._gradient(x) for x in (call.q, call.k, call.v))
         dg, dg_tokens, dg_part = self._gate_gradient(tiles, slots)

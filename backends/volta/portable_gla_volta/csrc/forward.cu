@@ -24,7 +24,9 @@ static_assert(WK == 1 || 4 * BV * CHUNK <= 2 * TILE_BYTES);
 
 // o += the state read by q: both sides of one chunk, from registers and the first tiles.
 DEVICE void read_by(float (&o)[2][8], const Carried& state, int tiles, float factor) {
-  UNROLL for (int p = 0; p < PARTS; p++)
+  int row = opaque(row_of_b()), first = opaque(warp_keys() / 8);
+  UNROLL for (int p = 0; p < PARTS; p++) {
+    if (PARTS > 2 && p) warp_barrier();  // or operands of all parts would be fetched at once, and registers not suffice
     UNROLL for (int half = 0; half < 2; half++) {
       unsigned own[2][2], other[2][2];
       round_state(state, p, half, factor, own);
@@ -33,8 +35,8 @@ DEVICE void read_by(float (&o)[2][8], const Carried& state, int tiles, float fac
       UNROLL for (int column = 0; column < 2; column++) {
         bool mine = quad_column() == column;
         UNROLL for (int block = 0; block < 2; block++) {
-          int chunk = warp_keys() / 8 + 4 * p + 2 * column + half;
-          Words<4> words = shared_load<4>(operand_at(tiles, 16 * block + row_of_b(), chunk));
+          int chunk = first + 4 * p + 2 * column + half;
+          Words<4> words = shared_load<4>(operand_at(tiles, 16 * block + row, chunk));
           UNROLL for (int t = 0; t < 2; t++) {
             unsigned a[2] = {mine ? own[t][0] : other[t][0], mine ? own[t][1] : other[t][1]};
             unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
@@ -43,15 +45,17 @@ DEVICE void read_by(float (&o)[2][8], const Carried& state, int tiles, float fac
         }
       }
     }
+  }
 }
 
 // o += the chunk's own values by its scores; warps that share columns of V share the positions j.
 DEVICE void read_scores(float (&o)[2][8], const Values& values, int tile) {
+  int row = opaque(row_of_b());
   UNROLL for (int chunk = 0; chunk < CHUNK / 8; chunk++) {
     if (chunk % WK != warp() / WV) continue;
     UNROLL for (int block = 0; block < 2; block++) {
       if (block == 0 && chunk >= 2) continue;
-      Words<4> words = shared_load<4>(tile + tile_at<4, SCORES>(16 * block + row_of_b(), chunk));
+      Words<4> words = shared_load<4>(tile + tile_at<4, SCORES>(16 * block + row, chunk));
       UNROLL for (int t = 0; t < 2; t++) {
         unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
         mma<false, true>(o[block], values.word[2 * chunk + t], b);
@@ -60,7 +64,7 @@ DEVICE void read_scores(float (&o)[2][8], const Values& values, int tile) {
   }
 }
 
-KERNEL(forward, THREADS, 65536 / 128 / THREADS, SweepArguments) {
+KERNEL(forward, THREADS, 2, SweepArguments) {
   const Sequences& sequences = arguments.sequences;
   int tiles_of_v = ceil_div(arguments.value_dim, BV);
   int first_value = block() % tiles_of_v * BV, head = block() / tiles_of_v % sequences.heads;
@@ -83,7 +87,10 @@ KERNEL(forward, THREADS, 65536 / 128 / THREADS, SweepArguments) {
   int own = thread() % KT, side = thread() / KT;
   bool active = thread() < 2 * KT;
 
+  int my_channel = own, my_side = side;
   for (int position = start; position < end; position += CHUNK) {
+    own = opaque(my_channel);
+    side = opaque(my_side);
     stage_values(VALUES_AT, v, position, end, first_value, value_dim);
     if (!CHANNEL && warp() == 0) head_vectors(VECTORS, g, position, end, exclusive);
     Scores<WARPS> scores;
@@ -91,7 +98,8 @@ KERNEL(forward, THREADS, 65536 / 128 / THREADS, SweepArguments) {
     clear(scores.between);
     Column column;
     float before = 1.0f, after = 1.0f;
-    for (int tile = 0; tile < TILES; tile++) {
+    int tiles = TILES == 1 ? 1 : opaque(TILES);  // one after another
+    for (int tile = 0; tile < tiles; tile++) {
       int channel = tile * KT + own, readers = tile_offset(0, tile), keys = readers + TILE_BYTES;
       bool inside = active && channel < key_dim;
       int first = position + SUB * side;
@@ -151,10 +159,10 @@ KERNEL(forward, THREADS, 65536 / 128 / THREADS, SweepArguments) {
     clear(out[0]);
     clear(out[1]);
     float state_unit = unit_of_state(state);
-    read_by(out, state, 0, 1.0f / state_unit);
+    read_by(out, state, 0, inverse_power(state_unit));
     UNROLL for (int side = 0; side < 2; side++)
       UNROLL for (int i = 0; i < 8; i++) {
-        float factor = state_unit / unit;
+        float factor = state_unit * inverse_power(unit);
         if (!CHANNEL) factor *= shared_float(VECTORS + VECTOR_PREFIX + 4 * (16 * side + result_column(i)));
         out[side][i] *= factor;
       }
@@ -184,12 +192,14 @@ KERNEL(forward, THREADS, 65536 / 128 / THREADS, SweepArguments) {
       warp_barrier();
     }
     if (warp() / WV == 0) {  // each warp its own columns of the tile that v was in
-      UNROLL for (int side = 0; side < 2; side++)
+      int row_of = opaque(result_column(0)), value_of = opaque(carried_value(0));
+      UNROLL for (int block = 0; block < 2; block++)
         UNROLL for (int i = 0; i < 8; i++)
-          shared_set_half(VALUES_AT + element_at<BV / 8, VALUES>(16 * side + result_column(i), carried_value(i)),
-                          to_half(out[side][i] * (unit * arguments.scale)));
+          shared_set_half(VALUES_AT + element_at<BV / 8, VALUES>(16 * block + row_of + (i & 1) + 8 * (i >> 2),
+                                                                 value_of + (i & 2)),
+                          to_half(out[block][i] * (unit * arguments.scale)));
       warp_barrier();
-      int column_of = warp_values() + (lane() & 15);
+      int column_of = opaque(warp_values() + (lane() & 15));
       UNROLL for (int n = 0; n < CHUNK / 2; n++) {
         int row = 4 * (n / 2) + (n & 1) + 2 * upper();
         unsigned short half = shared_half(VALUES_AT + element_at<BV / 8, VALUES>(row, column_of));

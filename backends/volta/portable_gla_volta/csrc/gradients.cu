@@ -21,11 +21,6 @@
 constexpr int THREADS = 2 * KT, WARPS = THREADS / 32, TILES = KP / KT;
 constexpr int CHUNKS = KT / PER, SLICE = 32, SLICE_CHUNKS = SLICE / PER;
 constexpr int TILE_BYTES = CHUNK * KT * SIZE, SLICE_BYTES = CHUNK * SLICE * SIZE, KEPT_BYTES = SLICE * KT * SIZE;
-#ifdef FLOAT32
-constexpr int RESIDENT = 256 / THREADS;  // blocks on a multiprocessor
-#else
-constexpr int RESIDENT = 512 / THREADS;
-#endif
 constexpr int SHARES = THREADS / CHUNKS;  // threads that stage one chunk of a kept state's channels
 
 // Shared memory of a tile of K: slices of v and do, of S and R, where results and operands take their turns.
@@ -76,7 +71,7 @@ DEVICE Words<4> kept_chunk(const GradientsArguments& arguments, const Kept& kept
   words = global_load<4>(kept.data + ((int64)value * KP + key) * SIZE);
 #ifndef FLOAT32
   int place = value / 16 * arguments.parts + key / (KP / arguments.parts);
-  float factor = bits_to_float(global_load<1>(kept.units + place).word[0]) / kept.unit;
+  float factor = bits_to_float(global_load<1>(kept.units + place).word[0]) * inverse_power(kept.unit);
   if (factor != 1.0f)
     UNROLL for (int n = 0; n < 4; n++)
       words.word[n] = pack_half(half_low(words.word[n]) * factor, half_high(words.word[n]) * factor);
@@ -246,7 +241,7 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
     if (mine >= BLOCKS) continue;
     UNROLL for (int i = 0; i < 8; i++) {
       int row = block_row(mine) + result_row(i), key = block_column(mine) + result_column(i);
-      float weight = pairs.value[n][i] / unit;
+      float weight = pairs.value[n][i] * inverse_power(unit);
       if (row == key) shared_set(SELF + 4 * row, pairs.value[n][i]);
       if (row >= key) put<SCORE_CHUNKS>(WEIGHTS, row, key, row == key ? 0.0f : weight);
       if (row > key) put<SCORE_CHUNKS>(WEIGHTS, key, row, weight);
@@ -510,7 +505,7 @@ DEVICE void value_gradients(const GradientsArguments& arguments, const Work& wor
 #else
   float unit = unit_of_scores<WARPS>(LARGEST);
 #endif
-  put_scores<WARPS>(blocks, WEIGHTS, 1.0f / unit, true);
+  put_scores<WARPS>(blocks, WEIGHTS, inverse_power(unit), true);
   barrier();
   for (int chunk = 0; chunk < SCORE_CHUNKS; chunk++)
     multiply_columns<SCORE_CHUNKS, ROWS, CHUNKS>(inner, WEIGHTS, DO_AT, 16 * warp(), chunk, FROM);
@@ -528,7 +523,7 @@ DEVICE void value_gradients(const GradientsArguments& arguments, const Work& wor
       set_row_number(dv, first + n, first_value + own, shared_float(float_at<KT>(SUB * side + n, own)));
 }
 
-KERNEL(gradients, THREADS, RESIDENT, GradientsArguments) {
+KERNEL(gradients, THREADS, 2, GradientsArguments) {
   const Sequences& sequences = arguments.sequences;
   int tiles = ceil_div(arguments.key_dim, KT), roles = tiles + ceil_div(arguments.value_dim, KT);
   int role = block() % roles, slot = block() / roles / sequences.heads;

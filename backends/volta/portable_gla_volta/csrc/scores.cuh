@@ -67,9 +67,28 @@ template <int WARPS> DEVICE int outcome(int votes) {
   return (int)least;
 }
 
+// q times the chunk's prefix; `before`: of the blocks before this one.
+template <int CHUNKS> DEVICE void put_readers(int tile, const Column& column, int channel, int place, bool exclusive,
+                                              float before) {
+  float prefix = before;
+  UNROLL for (int r = 0; r < SUB; r++) {
+    float own = prefix;
+    prefix *= column.e[r];
+    put<CHUNKS>(tile, SUB * place + r, channel, q_of(column, r) * (exclusive ? own : prefix));
+  }
+}
+
+// k times the chunk's suffix; `after`: of the blocks after this one.
+template <int CHUNKS> DEVICE void put_keys(int tile, const Column& column, int channel, int place, float after) {
+  float suffix = after;
+  UNROLL for (int r = SUB - 1; r >= 0; r--) {
+    put<CHUNKS>(tile, SUB * place + r, channel, k_of(column, r) * suffix);
+    suffix *= column.e[r];
+  }
+}
+
 // Adds the scores of one tile of channels. Thread (channel, block) holds its column; `before` is the decay of the
-// first block where this thread's is the second, else 1, and `after` that of the second where it is the first.
-// Leaves q times prefix in tile a and, in the column's thread, the way to k times suffix: see `put_keys`.
+// first block where this thread's is the second, else 1.
 template <int WARPS, int CHUNKS>
 DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& column, bool active, int channel,
                            int place, int near, bool exclusive, float bonus, float before) {
@@ -91,13 +110,10 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& co
   }
   if (near) {
     if (active) {
-      float inclusive = near == 2 ? before : 1.0f;
-      UNROLL for (int r = 0; r < SUB; r++) {
-        float exclusive_prefix = inclusive;
-        inclusive *= column.e[r];
-        put<CHUNKS>(a, first + r, channel, q_of(column, r) * (exclusive ? exclusive_prefix : inclusive));
-        put<CHUNKS>(b, first + r, channel, k_of(column, r) / inclusive);
-      }
+      // A key over its prefix is the key times its suffix over the total.
+      float start = near == 2 ? before : 1.0f, suffix = 1.0f / (start * product_of(column.e));
+      put_readers<CHUNKS>(a, column, channel, place, exclusive, start);
+      put_keys<CHUNKS>(b, column, channel, place, suffix);
     }
     barrier();
     add_diagonal<WARPS, CHUNKS>(scores, a, b, exclusive ? BEFORE : UP_TO);
@@ -135,20 +151,8 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& co
     // The last level read tile b; a is free.
   }
   if (active) {  // pairs between the blocks; of one that is near, the second block's rows are there already
-    if (place == 0) {
-      float suffix = 1.0f;
-      UNROLL for (int r = SUB - 1; r >= 0; r--) {
-        put<CHUNKS>(a, r, channel, k_of(column, r) * suffix);
-        suffix *= column.e[r];
-      }
-    } else if (!near) {
-      float prefix = 1.0f;
-      UNROLL for (int r = 0; r < SUB; r++) {
-        float own = prefix;
-        prefix *= column.e[r];
-        put<CHUNKS>(a, SUB + r, channel, q_of(column, r) * (exclusive ? own : prefix));
-      }
-    }
+    if (place == 0) put_keys<CHUNKS>(a, column, channel, 0, 1.0f);
+    else if (!near) put_readers<CHUNKS>(a, column, channel, 1, exclusive, 1.0f);
   }
   barrier();
   add_between<WARPS, CHUNKS>(scores, a, a);
@@ -174,26 +178,6 @@ DEVICE void head_scores(Scores<WARPS>& scores, int a, int b, const Column& colum
   add_diagonal<WARPS, CHUNKS>(scores, a, b, exclusive ? BEFORE : UP_TO);
   add_between<WARPS, CHUNKS>(scores, a, b);
   barrier();
-}
-
-// q times the chunk's prefix; `before`: of the blocks before this one.
-template <int CHUNKS> DEVICE void put_readers(int tile, const Column& column, int channel, int place, bool exclusive,
-                                              float before) {
-  float prefix = before;
-  UNROLL for (int r = 0; r < SUB; r++) {
-    float own = prefix;
-    prefix *= column.e[r];
-    put<CHUNKS>(tile, SUB * place + r, channel, q_of(column, r) * (exclusive ? own : prefix));
-  }
-}
-
-// k times the chunk's suffix; `after`: of the blocks after this one.
-template <int CHUNKS> DEVICE void put_keys(int tile, const Column& column, int channel, int place, float after) {
-  float suffix = after;
-  UNROLL for (int r = SUB - 1; r >= 0; r--) {
-    put<CHUNKS>(tile, SUB * place + r, channel, k_of(column, r) * suffix);
-    suffix *= column.e[r];
-  }
 }
 
 constexpr int BLOCKS = 3;  // of pairs: the first 16 positions, the last 16, and between them
@@ -237,7 +221,7 @@ constexpr float TOP = 8192.0f;
 template <int WARPS> DEVICE float unit_of_scores(int offset) {
   float most = 0.0f;
   UNROLL for (int w = 0; w < (WARPS < BLOCKS ? WARPS : BLOCKS); w++) most = larger(most, shared_float(offset + 4 * w));
-  return power_below(most) / TOP;
+  return power_below(most) * (1.0f / TOP);
 }
 
 constexpr int SCORE_CHUNKS = CHUNK / PER, SCORE_BYTES = CHUNK * CHUNK * SIZE;

@@ -6,7 +6,7 @@
 #pragma once
 
 constexpr int WARPS = WV * WK, THREADS = 32 * WARPS;
-constexpr int KT = KP < 128 ? KP : 128, TILES = KP / KT;  // tiles of channels, each a pair of operands in shared memory
+constexpr int KT = KP < 64 ? KP : 64, TILES = KP / KT;  // tiles of channels, each a pair of operands in shared memory
 constexpr int CHUNKS = KT / 8, PARTS = KP / WK / 32;      // a warp's channels, 32 at a time
 constexpr int TILE_BYTES = CHUNK * KT * 2;
 static_assert(WV * 16 == BV && PARTS * 32 * WK == KP && THREADS >= 2 * KT);
@@ -61,7 +61,7 @@ DEVICE float unit_of_state(const Carried& state) {
   UNROLL for (int p = 0; p < PARTS; p++)
     UNROLL for (int t = 0; t < 2; t++)
       UNROLL for (int i = 0; i < 8; i++) most = larger(most, magnitude(state.s[p][t][i]));
-  return power_below(largest_of_warp(most)) / TOP;
+  return power_below(largest_of_warp(most)) * (1.0f / TOP);
 }
 
 // Eight channels of one row of the transposed state as a left operand: those of part p at 16 quad_column() + 8 half on.
@@ -83,9 +83,9 @@ struct Values {
 };
 
 DEVICE void load_values(Values& values, int tile) {
+  int row = opaque(quad_lane()), chunk = opaque(warp_values() / 8 + upper());
   UNROLL for (int step = 0; step < CHUNK / 4; step++) {
-    Words<2> words = shared_load<2>(tile + tile_at<BV / 8, VALUES>(4 * step + quad_lane(), warp_values() / 8 + upper()) +
-                                    8 * quad_row());
+    Words<2> words = shared_load<2>(tile + tile_at<BV / 8, VALUES>(4 * step + row, chunk) + 8 * quad_row());
     values.word[step][0] = words.word[0];
     values.word[step][1] = words.word[1];
   }
@@ -102,10 +102,11 @@ DEVICE void weigh_values(Values& values, int weights) {
 // S <- S times the decays at `totals`, one float a channel, or one for all.
 DEVICE void decay_state(Carried& state, int totals, bool per_channel) {
   if (per_channel) {
+    int first = totals + 4 * opaque(carried_key(0, 0, 0));
     UNROLL for (int p = 0; p < PARTS; p++)
       UNROLL for (int t = 0; t < 2; t++)
         UNROLL for (int i = 0; i < 8; i += 4) {
-          Words<2> words = shared_load<2>(totals + 4 * carried_key(p, t, i));
+          Words<2> words = shared_load<2>(first + 4 * (carried_key(p, t, i) - carried_key(0, 0, 0)));
           UNROLL for (int n = 0; n < 4; n++) state.s[p][t][i + n] *= bits_to_float(words.word[n & 1]);
         }
   } else {
@@ -118,23 +119,36 @@ DEVICE void decay_state(Carried& state, int totals, bool per_channel) {
 
 // S <- S + Vᵀ X, with X in the tiles at `tiles`.
 DEVICE void add_to_state(Carried& state, const Values& values, int tiles) {
-  UNROLL for (int step = 0; step < CHUNK / 4; step++)
+  int row = opaque(quad_lane()), first = opaque(warp_keys() / 8 + 2 * quad_column() + upper());
+  UNROLL for (int step = 0; step < CHUNK / 4; step++) {
+    if (PARTS > 2 && step % 2 == 0) warp_barrier();  // or too many operands would be fetched at once
     UNROLL for (int p = 0; p < PARTS; p++) {
-      int chunk = warp_keys() / 8 + 4 * p + 2 * quad_column() + upper();
-      Words<4> words = shared_load<4>(operand_at(tiles, 4 * step + quad_lane(), chunk));
+      Words<4> words = shared_load<4>(operand_at(tiles, 4 * step + row, first + 4 * p));
       UNROLL for (int t = 0; t < 2; t++) {
         unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
         mma<false, false>(state.s[p][t], values.word[step], b);
       }
     }
+  }
 }
 
-// 32 positions of the program's columns into shared memory; what lies outside is 0.
+// 32 positions of the program's columns into shared memory, a few loads in flight at a time; what lies outside is 0.
+constexpr int FLIGHT = 8;
+static_assert(CHUNK * BV % (FLIGHT * THREADS) == 0 && THREADS % BV == 0);
+
 DEVICE void stage_values(int tile, const Rows& rows, int position, int end, int first_value, int value_dim) {
-  for (int item = thread(); item < CHUNK * BV; item += THREADS) {
-    int row = item / BV, column = item % BV;
-    bool inside = position + row < end && first_value + column < value_dim;
-    shared_set_half(tile + element_at<BV / 8, VALUES>(row, column),
-                    inside ? row_half(rows, position + row, first_value + column) : (unsigned short)0);
+  constexpr int ROWS_AT_ONCE = THREADS / BV;
+  int column = thread() % BV, first = thread() / BV;
+  bool inside = first_value + column < value_dim;
+  int rounds = opaque(CHUNK / (FLIGHT * ROWS_AT_ONCE));
+  for (int round = 0; round < rounds; round++, first += FLIGHT * ROWS_AT_ONCE) {
+    unsigned short found[FLIGHT];
+    UNROLL for (int n = 0; n < FLIGHT; n++) {
+      int row = first + n * ROWS_AT_ONCE;
+      found[n] = inside && position + row < end ? row_half(rows, position + row, first_value + column)
+                                                : (unsigned short)0;
+    }
+    UNROLL for (int n = 0; n < FLIGHT; n++)
+      shared_set_half(tile + element_at<BV / 8, VALUES>(first + n * ROWS_AT_ONCE, column), found[n]);
   }
 }

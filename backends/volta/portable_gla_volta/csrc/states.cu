@@ -31,7 +31,7 @@ DEVICE void keep(const Carried& state, const SweepArguments& arguments, int64 ro
   UNROLL for (int p = 0; p < PARTS; p++)
     UNROLL for (int half = 0; half < 2; half++) {
       unsigned found[2][2];
-      round_state(state, p, half, 1.0f / unit, found);
+      round_state(state, p, half, inverse_power(unit), found);
       int value = first_value + warp_values() + row_of_a();
       int key = warp_keys() + 32 * p + 16 * quad_column() + 8 * half;
       Words<4> words;
@@ -40,7 +40,7 @@ DEVICE void keep(const Carried& state, const SweepArguments& arguments, int64 ro
     }
 }
 
-KERNEL(states, THREADS, 65536 / 128 / THREADS, SweepArguments) {
+KERNEL(states, THREADS, 2, SweepArguments) {
   const Sequences& sequences = arguments.sequences;
   int tiles_of_v = ceil_div(arguments.value_dim, BV);
   int first_value = block() % tiles_of_v * BV, head = block() / tiles_of_v % sequences.heads;
@@ -73,9 +73,11 @@ KERNEL(states, THREADS, 65536 / 128 / THREADS, SweepArguments) {
   float decays[TILES];  // of the segment, in this thread's channels; per head in the first
   UNROLL for (int tile = 0; tile < TILES; tile++) decays[tile] = 1.0f;
 
-  int count = ceil_div(end - start, CHUNK);
+  int count = ceil_div(end - start, CHUNK), my_channel = own, my_side = side;
   for (int step = 0; step < count; step++) {
     int chunk = forward ? step : count - 1 - step, position = start + chunk * CHUNK;
+    own = opaque(my_channel);
+    side = opaque(my_side);
     if (!arguments.summary) keep(state, arguments, (slot + chunk) * sequences.heads + head, first_value);
     stage_values(VALUES_AT, y, position, end, first_value, value_dim);
     if (!CHANNEL && warp() == 0) head_vectors(VECTORS, g, position, end, arguments.exclusive, split);

@@ -47,6 +47,10 @@ template <int N> DEVICE void global_store(void* to, Words<N> value) { *(Words<N>
 DEVICE unsigned short global_half(const void* from) { return *(const unsigned short*)from; }
 DEVICE void global_set_half(void* to, unsigned short value) { *(unsigned short*)to = value; }
 
+// The same number, by a way that the compiler does not see through: what follows from it is not kept in registers from
+// one round of a loop to the next.
+DEVICE int opaque(int x) { asm volatile("" : "+r"(x)); return x; }
+
 DEVICE float fma_(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 // Products and sums that are never fused with a neighbour.
 DEVICE float mul_(float a, float b) { return __fmul_rn(a, b); }
