@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import helpers_volta_mutants as mutants
 import pytest
+import torch
 from helpers_volta_mutants import Mutants, Patch, half
 from portable_gla_volta import emulator
 from portable_gla_volta.emulator import Launch
@@ -29,9 +30,9 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Mutants:
     return Mutants(tmp_path_factory.mktemp("layouts"), PLAIN)
 
 
-def case(dim: int, gate: str, regime: str) -> Case:
+def case(dim: int, gate: str, regime: str, dtype: torch.dtype) -> Case:
     return half(f"layout-{dim}-{gate}-{regime}", key_dim=dim, value_dim=dim, gate=gate, regime=regime, tokens=128,
-                batch=1, q_heads=1, k_heads=1, v_heads=1, gate_heads=1)
+                batch=1, q_heads=1, k_heads=1, v_heads=1, gate_heads=1, dtype=dtype)
 
 
 def launches(patched: Mutants, monkeypatch: pytest.MonkeyPatch, layout: str | None, which: Case) -> list[Launch]:
@@ -47,24 +48,29 @@ def split(found: list[Launch]) -> tuple[list[Launch], list[Launch]]:
 
 
 # Of gates per channel the regime decides how scores are made.
-@pytest.mark.parametrize(("gate", "regime"), [
-    ("channel", "usual"), ("channel", "slow"), ("head", "usual"), ("constant", "usual"), ("none", "usual")])
-@pytest.mark.parametrize("dim", [64, 128])
-def test_wavefronts(patched: Mutants, monkeypatch: pytest.MonkeyPatch, dim: int, gate: str, regime: str) -> None:
-    which = case(dim, gate, regime)
+CASES = [(dim, gate, regime, torch.float16) for dim in (64, 128) for gate, regime in (
+    ("channel", "usual"), ("channel", "slow"), ("head", "usual"), ("constant", "usual"), ("none", "usual"))]
+CASES += [(64, "channel", "usual", torch.float32), (64, "head", "usual", torch.float32)]
+
+
+@pytest.mark.parametrize(("dim", "gate", "regime", "dtype"), CASES)
+def test_wavefronts(patched: Mutants, monkeypatch: pytest.MonkeyPatch, dim: int, gate: str, regime: str,
+                    dtype: torch.dtype) -> None:
+    which = case(dim, gate, regime, dtype)
     ours = split(launches(patched, monkeypatch, None, which))
     plain = split(launches(patched, monkeypatch, "plain", which))
     for name, mine, other in zip(("forward", "backward"), ours, plain, strict=True):
         assert mine
-        fronts, least, others = (sum(getattr(launch, field) for launch in which_) for which_, field in (
+        fronts, least, others = (sum(getattr(launch, field) for launch in each) for each, field in (
             (mine, "wavefronts"), (mine, "least"), (other, "wavefronts")))
-        ragged = sum(launch.ragged for launch in mine)
         words = sum(site.words for launch in mine for site in launch.sites) / 32
-        tokens = which.tokens * which.heads
-        print(f"| {dim} | {gate} | {regime} | {name} | {fronts / tokens:.1f} | {least / tokens:.1f} | "
-              f"{fronts / least:.3f} | {others / tokens:.1f} | {words / tokens:.1f} | {ragged} |")
-        if fronts > MOST * least or others < 1.5 * fronts:
-            print(emulator.counts.table(mine))
+        guessed = sum(launch.ragged for launch in mine)
+        # For the README, and for whoever sees this fail: per token and head.
+        print(f"| {dim} | {gate} | {regime} | {name} |", *(f"{x / which.tokens:.1f} |" for x in (fronts, least, others, words)),
+              f"{fronts / least:.3f} | {guessed}")
+        print(emulator.counts.table(mine))
         assert fronts <= MOST * least
-        assert others > 1.5 * fronts  # the plain layout is told apart: this test can fail
+        assert guessed < 0.05 * least
         assert sum(launch.least for launch in other) == least
+        if dtype == torch.float16 or name == "backward":
+            assert others > 1.5 * fronts  # the plain layout is told apart: this test can fail
