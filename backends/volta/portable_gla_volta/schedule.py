@@ -110,7 +110,7 @@ class Model:
                                    (p.v_heads, p.value_dim, self.v)):
             if heads != p.heads:
                 partial, folded = partial + rows * width, folded + size
-        parts = -(-p.key_dim // configurations.gradient_width(p.key_dim, p.dtype))
+        parts = -(-p.key_dim // configurations.gradient_width(p.key_dim))
         if p.gate == "channel" and p.gate_heads != p.heads:
             partial, folded = partial + rows * p.key_dim, folded + self.g
         elif p.gate == "head":
