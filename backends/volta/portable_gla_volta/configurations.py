@@ -72,7 +72,7 @@ def forward(shape: Sweep, channel: bool) -> Kernel:
 
 def states(shape: Sweep, channel: bool) -> Kernel:
     """Return the states in float16: summaries, and those that are kept."""
-    shared = 2 * CHUNK * shape.keys * 2 + CHUNK * shape.wide * 2 + 16 * shape.keys + _VECTORS
+    shared = CHUNK * shape.keys * 2 + CHUNK * shape.wide * 2 + 16 * shape.keys + _VECTORS
     return Kernel("states", "states.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
 
 

@@ -9,6 +9,7 @@
 #include "column.cuh"
 #include "vectors.cuh"
 #include "scores.cuh"
+#define OPERANDS 2
 #include "state.cuh"
 
 // Shared memory: the operands (the last pair's place first serves partial scores), v, which o takes over, the scores.

@@ -90,6 +90,12 @@ DEVICE void numbers_of(const Words<4>& words, float (&numbers)[PER]) {
 #endif
 }
 
+// Where the threads that stage one chunk of channels leave their shares of a sum: four numbers at a time.
+DEVICE int share_at(int share, int channel) {
+  int chunk = channel / PER, part = channel % PER / 4;
+  return 4 * KT * share + 16 * CHUNKS * part + 16 * (chunk ^ part * (CHUNKS / 2)) + channel % 4 * 4;
+}
+
 // 32 positions of WIDTH columns.
 template <int WIDTH> DEVICE void stage(int tile, const Rows& rows, const Work& work, int first_column, int columns) {
   for (int item = thread(); item < CHUNK * WIDTH; item += THREADS) {
@@ -205,8 +211,11 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
     barrier();
   }
 
-  UNROLL for (int n = 0; n < PER; n++)
-    shared_set(RESULTS + 4 * (thread() / CHUNKS * KT + PER * shared_chunk + n), through[n]);
+  UNROLL for (int part = 0; part < PER / 4; part++) {
+    Words<4> words;
+    UNROLL for (int n = 0; n < 4; n++) words.word[n] = float_to_bits(through[4 * part + n]);
+    shared_store<4>(RESULTS + share_at(thread() / CHUNKS, PER * shared_chunk + 4 * part), words);
+  }
   UNROLL for (int n = 0; n < Blocks<WARPS>::COUNT; n++) {
     int mine = warp() + n * WARPS;
     UNROLL for (int i = 0; i < 8; i++) pairs.value[n][i] *= arguments.scale;
@@ -223,7 +232,7 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
   }
   barrier();
   float passed = 0.0f, before = 1.0f, after = 1.0f, total = 1.0f;
-  UNROLL for (int n = 0; n < SHARES; n++) passed += shared_float(RESULTS + 4 * (n * KT + own));
+  UNROLL for (int n = 0; n < SHARES; n++) passed += shared_float(RESULTS + share_at(n, own));
   passed *= s.unit * r.unit;
   if (CHANNEL) {
     float mine = shared_float(TOTALS + 4 * thread()), other = shared_float(TOTALS + 4 * ((1 - side) * KT + own));

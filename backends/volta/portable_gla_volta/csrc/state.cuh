@@ -2,11 +2,12 @@
 // matrix unit. So it is what the next product adds to, and with a few shuffles the left operand of the product that
 // reads it; it never goes through shared memory.
 //
-// Compiled in: KP (K padded: 32, 64, 128, 256), BV (the program's columns), WV x WK warps, WV = BV / 16.
+// Compiled in: KP (K padded: 32, 64, 128, 256), BV (the program's columns), WV x WK warps, WV = BV / 16; OPERANDS, the
+// tiles that a source has of each K tile.
 #pragma once
 
 constexpr int WARPS = WV * WK, THREADS = 32 * WARPS;
-constexpr int KT = KP < 64 ? KP : 64, TILES = KP / KT;  // tiles of channels, each a pair of operands in shared memory
+constexpr int KT = KP < 64 ? KP : 64, TILES = KP / KT;  // tiles of channels
 constexpr int CHUNKS = KT / 8, PARTS = KP / WK / 32;      // a warp's channels, 32 at a time
 constexpr int TILE_BYTES = CHUNK * KT * 2;
 static_assert(WV * 16 == BV && PARTS * 32 * WK == KP && THREADS >= 2 * KT);
@@ -50,7 +51,7 @@ DEVICE void write_state(const Carried& state, const State& to, int row, int head
 }
 
 // Where a tile of channels lies, and a chunk of 8 channels of all.
-DEVICE int tile_offset(int tiles, int tile) { return tiles + 2 * TILE_BYTES * tile; }
+DEVICE int tile_offset(int tiles, int tile) { return tiles + OPERANDS * TILE_BYTES * tile; }
 DEVICE int operand_at(int tiles, int row, int chunk) {
   return tile_offset(tiles, chunk / CHUNKS) + tile_at<CHUNKS>(row, chunk % CHUNKS);
 }

@@ -10,9 +10,10 @@
 #include "column.cuh"
 #include "vectors.cuh"
 #include "scores.cuh"
+#define OPERANDS 1
 #include "state.cuh"
 
-constexpr int VALUES_AT = 2 * TILE_BYTES * TILES;
+constexpr int VALUES_AT = TILE_BYTES * TILES;
 constexpr int TOTALS = VALUES_AT + CHUNK * BV * 2;
 constexpr int VECTORS = TOTALS + 16 * KP;  // per channel: of the first block, the second, the chunk; its first gate
 
