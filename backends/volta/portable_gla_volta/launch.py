@@ -62,11 +62,11 @@ class Launcher:
         """Return what all walks along a segment take: of k and v, or against time of q and do."""
         call = self.call
         x, y = (call.k, call.v) if forward else (call.q, d)
-        given = SweepArguments(sequences=self._sequences(int(self.segments.unit)), x=marshal.tokens(x, self.heads),
-                               y=marshal.tokens(y, self.heads), g=marshal.tokens(call.g, self.heads),
-                               links=marshal.state(links), scale=call.scale, key_dim=self.key_dim,
-                               value_dim=self.value_dim, forward=forward, exclusive=self.bonus is not None)
-        return given
+        return SweepArguments(
+            sequences=self._sequences(int(self.segments.unit)), x=marshal.tokens(x, self.heads),
+            y=marshal.tokens(y, self.heads), g=marshal.tokens(call.g, self.heads), links=marshal.state(links),
+            scale=call.scale, key_dim=self.key_dim, value_dim=self.value_dim, forward=forward,
+            exclusive=self.bonus is not None)
 
     def _swept(self, kernel: Kernel) -> tuple[Kernel, int]:
         """Return a kernel with the programs that it takes."""
