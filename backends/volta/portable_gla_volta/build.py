@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from portable_gla.backend import Built
@@ -10,6 +12,7 @@ from portable_gla_volta import configurations, nvrtc, sources, targets
 from portable_gla_volta.cache import Cache, under
 from portable_gla_volta.images import Images
 
+_MOST_AT_ONCE = 8
 TARGETS = (*targets.TARGETS, targets.PORTABLE)
 
 
@@ -30,8 +33,14 @@ def prebuild(target: str, folder: Path | None = None) -> tuple[int, Iterator[Bui
     kernels = list(dict.fromkeys(configurations.kernels(target)))
 
     def build() -> Iterator[Built]:
-        for kernel in kernels:
-            image = images.get(kernel, target, ahead=True)
-            yield Built(sources.title(kernel), image.path, image.compiled)
+        # NVRTC compiles in several threads at once, each taking some hundred MB.
+        with ThreadPoolExecutor(min(_MOST_AT_ONCE, os.cpu_count() or 1)) as pool:
+            made = [pool.submit(images.get, kernel, target, ahead=True) for kernel in kernels]
+            try:
+                for kernel, future in zip(kernels, made, strict=True):
+                    image = future.result()
+                    yield Built(sources.title(kernel), image.path, image.compiled)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     return len(kernels), build()

@@ -7,6 +7,7 @@ held against those that the PTX asks for, so that none was replaced by scalar ar
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -86,15 +87,11 @@ def compile_kernel(kernel: Kernel, target: str) -> Compiled:
     build = Build(kernel.entry, target, dict(kernel.defines))
     source, limit = sources.read(kernel.source), limits(target)
     begin = time.perf_counter()
-
-    def compiled(wanted: str) -> nvrtc.Compiled:
-        return nvrtc.find(wanted).compile(source.name, source.text, source.headers,
-                                          (*sources.options(kernel, wanted), "--ptxas-options=-v"))
-
     warps = kernel.threads // 32
     try:
-        made = compiled(target)
-        products = len(re.findall(rb"^\s*(?:@!?%p\d+\s+)?mma\.sync", compiled(PORTABLE).code, re.MULTILINE))
+        made = nvrtc.find(target).compile(source.name, source.text, source.headers,
+                                          (*sources.options(kernel, target), "--ptxas-options=-v"))
+        products = _products(kernel, source.digest())
     except KernelError as error:
         return Compiled(build, None, None, kernel.shared, limit.shared, warps, None, time.perf_counter() - begin,
                         str(error), {})
@@ -111,6 +108,15 @@ def compile_kernel(kernel: Kernel, target: str) -> Compiled:
         wrong.append(f"{steps} HMMA.884 for {products} mma")
     return Compiled(build, registers, spills, kernel.shared, limit.shared, warps, blocks, time.perf_counter() - begin,
                     "; ".join(wrong), {"hmma": steps, "mma": products, "key": images.key(kernel, target)})
+
+
+@functools.lru_cache(maxsize=512)
+def _products(kernel: Kernel, digest: str) -> int:
+    """Count the mma instructions of a kernel's PTX, whose source has that hash."""
+    source = sources.read(kernel.source)
+    assert source.digest() == digest
+    text = nvrtc.find(PORTABLE).compile(source.name, source.text, source.headers, sources.options(kernel, PORTABLE))
+    return len(re.findall(rb"^\s*(?:@!?%p\d+\s+)?mma\.sync", text.code, re.MULTILINE))
 
 
 def usage(log: str) -> tuple[int, int]:
