@@ -8,7 +8,8 @@ A backend takes part with a module ``portable_gla_<backend>.offline`` that has
 - ``compile_one(build)``, which compiles one and returns an object with ``build``, ``registers``, ``spills`` (bytes),
   ``shared`` and ``shared_limit`` (bytes), ``warps``, ``occupancy`` (blocks per multiprocessor that its model predicts),
   ``seconds`` and ``error``; None where the target's compiler does not tell. It may have ``extra``, a dict of what else
-  there is to say; a backend's own rules are errors.
+  there is to say; a backend's own rules are errors. With ``extra["key"]`` and a function ``key(build)``, a hash of all
+  that a build is made of, what a table has already is not compiled again.
 """
 
 from __future__ import annotations
@@ -138,6 +139,21 @@ def compile_all(module: Any, builds: Sequence[Build], jobs: int,
             rows[index] = row or _row(build, error="the process that compiled it died")
             tick(rows[index])
     return [rows[index] for index in range(len(builds))]
+
+
+def known(path: Path, module: Any, builds: Iterable[Build], compiler: str) -> dict[int, Row]:
+    """Return the rows of a table that stand for builds as they are now, by the builds' numbers."""
+    key = getattr(module, "key", None)
+    document = documents.read(path) if key is not None and path.exists() else None
+    if not document or document.get("compiler") != compiler:
+        return {}
+    rows = {entry["extra"]["key"]: entry for entry in document["rows"] if entry.get("extra") and not entry["broken"]}
+    found = {}
+    for index, build in enumerate(builds):
+        entry = rows.get(key(build)) if key is not None else None
+        if entry is not None:
+            found[index] = Row(**{name: value for name, value in entry.items() if name != "broken"})
+    return found
 
 
 def broken(row: Row, allowed: Iterable[Allowed] = ()) -> str:

@@ -18,7 +18,7 @@ from portable_gla_volta import configurations, images, nvrtc, sass, sources
 from portable_gla_volta.kernel import Kernel
 from portable_gla_volta.targets import PORTABLE, TARGETS, limits
 
-__all__ = ["TARGETS", "Build", "Compiled", "builds", "compile_kernel", "compile_one"]
+__all__ = ["TARGETS", "Build", "Compiled", "builds", "compile_kernel", "compile_one", "key"]
 
 LEAST_BLOCKS = 2
 _STEPS = 4  # HMMA.884 instructions of one mma with float32 sums
@@ -75,6 +75,11 @@ def find(build: Build) -> Kernel:
         if kernel.entry == build.kernel and dict(kernel.defines) == build.configuration:
             return kernel
     raise ValueError(f"{build.kernel}: no kernel of {build.configuration}")
+
+
+def key(build: Build) -> str:
+    """Return a hash of all that a build is made of, the compiler aside."""
+    return images.key(find(build), build.target)
 
 
 def compile_one(build: Build) -> Compiled:
