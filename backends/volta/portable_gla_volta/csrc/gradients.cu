@@ -131,14 +131,28 @@ DEVICE float sums_of_warp(const float (&numbers)[SUB]) {
   return left[0] + shuffle_xor(left[0], 1);
 }
 
+// A warp's sums of its 16 rows: what is read by states and what is written to them, the later side's the other way round.
+DEVICE int row_sum_at(int warp, int row, int written) {
+  return ROW_SUMS + 4 * (32 * warp + 16 * (written ^ (warp >= WARPS / 2 ? 1 : 0)) + row);
+}
+
+// Where the path from a key to a reader lies: rows, columns and results of the matrix unit each meet every bank once.
+DEVICE int path_at(int row, int key) {
+#ifdef PLAIN
+  return PATHS + 4 * (32 * row + key);
+#else
+  return PATHS + 4 * (32 * row + (key ^ ((row & 3) | (row & 12) << 1 | (row & 16) >> 2)));
+#endif
+}
+
 // Per head: dg of 32 positions from what crosses each gate. Warp 0 alone; `through` is a lane's own share.
 DEVICE void store_head_gates(const GradientsArguments& arguments, const Work& work, const Rows& dg, int part,
                              float through, bool exclusive) {
   int t = lane(), side = t >> 4;
   float reads = 0.0f, writes = 0.0f;
   UNROLL for (int n = 0; n < WARPS / 2; n++) {
-    reads += shared_float(ROW_SUMS + 4 * (32 * (side * (WARPS / 2) + n) + (t & 15)));
-    writes += shared_float(ROW_SUMS + 4 * (32 * (side * (WARPS / 2) + n) + 16 + (t & 15)));
+    reads += shared_float(row_sum_at(side * (WARPS / 2) + n, t & 15, 0));
+    writes += shared_float(row_sum_at(side * (WARPS / 2) + n, t & 15, 1));
   }
   float found = through * shared_float(VECTORS + VECTOR_TOTAL);
   for (int other = 0; other < CHUNK; other++) {
@@ -148,7 +162,7 @@ DEVICE void store_head_gates(const GradientsArguments& arguments, const Work& wo
   }
   float sum = 0.0f;  // of row t's paths from keys before a gate, gate by gate
   for (int gate = 1; gate < CHUNK; gate++) {
-    int place = PATHS + 4 * (32 * t + ((gate - 1) ^ t));
+    int place = path_at(t, gate - 1);
     if (gate - 1 < t) {
       sum += shared_float(place);
       shared_set(place, sum);
@@ -156,8 +170,7 @@ DEVICE void store_head_gates(const GradientsArguments& arguments, const Work& wo
   }
   warp_barrier();
   if (t)
-    for (int reader = exclusive ? t + 1 : t; reader < CHUNK; reader++)
-      found += shared_float(PATHS + 4 * (32 * reader + ((t - 1) ^ reader)));
+    for (int reader = CHUNK - 1; reader >= (exclusive ? t + 1 : t); reader--) found += shared_float(path_at(reader, t - 1));
   bool valid = work.position + t < work.end;
   if (arguments.constant) {
     found = sum_of_warp(valid ? found : 0.0f);
@@ -252,8 +265,8 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
       int row = block_row(mine) + result_row(i), key = block_column(mine) + result_column(i);
       float weight = pairs.value[n][i] * inverse_power(unit);
       if (row == key) shared_set(SELF + 4 * row, pairs.value[n][i]);
-      if (row >= key) put<SCORE_CHUNKS>(WEIGHTS, row, key, row == key ? 0.0f : weight);
-      if (row > key) put<SCORE_CHUNKS>(WEIGHTS, key, row, weight);
+      if (row >= key) put<SCORE_CHUNKS, PAIRS>(WEIGHTS, row, key, row == key ? 0.0f : weight);
+      if (row > key) put<SCORE_CHUNKS, PAIRS>(WEIGHTS, key, row, weight);
     }
   }
   barrier();
@@ -299,8 +312,8 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
     UNROLL for (int n = 0; n < SUB; n++) each[n] = k_of(column, n) * dk[n];
     writes = sums_of_warp(each);
     if (!(lane() & 1)) {
-      shared_set(ROW_SUMS + 4 * (32 * warp() + (lane() >> 1)), reads);
-      shared_set(ROW_SUMS + 4 * (32 * warp() + 16 + (lane() >> 1)), writes);
+      shared_set(row_sum_at(warp(), lane() >> 1, 0), reads);
+      shared_set(row_sum_at(warp(), lane() >> 1, 1), writes);
     }
     float all = sum_of_warp(side ? 0.0f : passed);
     if (lane() == 0) shared_set(SUMS + 4 * warp(), all);
@@ -341,7 +354,7 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
       clear(found[0]);
       clear(found[1]);
       for (int chunk = 0; chunk < SCORE_CHUNKS; chunk++)
-        multiply_columns<SCORE_CHUNKS, ROWS, CHUNKS>(found, WEIGHTS, OPERAND, 16 * warp(), chunk, HALVES, h);
+        multiply_columns<SCORE_CHUNKS, PAIRS, CHUNKS>(found, WEIGHTS, OPERAND, 16 * warp(), chunk, HALVES, h);
       store_results<KT>(RESULTS, found, 16 * warp());
       barrier();
       float paths = 0.0f;
@@ -393,8 +406,8 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
       clear(sent[n]);
     }
     for (int chunk = 0; chunk < SCORE_CHUNKS; chunk++) {
-      multiply_columns<SCORE_CHUNKS, ROWS, CHUNKS>(got, WEIGHTS, OPERAND, 16 * warp(), chunk, LOWER);
-      multiply_columns<SCORE_CHUNKS, ROWS, CHUNKS>(sent, WEIGHTS, queries, 16 * warp(), chunk, UPPER);
+      multiply_columns<SCORE_CHUNKS, PAIRS, CHUNKS>(got, WEIGHTS, OPERAND, 16 * warp(), chunk, LOWER);
+      multiply_columns<SCORE_CHUNKS, PAIRS, CHUNKS>(sent, WEIGHTS, queries, 16 * warp(), chunk, UPPER);
     }
     if (arguments.g.data)
       UNROLL for (int n = 0; n < Blocks<WARPS>::COUNT; n++) {
@@ -406,7 +419,7 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
           multiply_rows<CHUNKS>(scores, queries, block_row(mine), OPERAND, block_column(mine), chunk);
         UNROLL for (int i = 0; i < 8; i++) {
           int row = block_row(mine) + result_row(i), key = block_column(mine) + result_column(i);
-          if (row > key) shared_set(PATHS + 4 * (32 * row + (key ^ row)), scores[i] * pairs.value[n][i]);
+          if (row > key) shared_set(path_at(row, key), scores[i] * pairs.value[n][i]);
         }
       }
     barrier();
@@ -517,7 +530,7 @@ DEVICE void value_gradients(const GradientsArguments& arguments, const Work& wor
   put_scores<WARPS>(blocks, WEIGHTS, inverse_power(unit), true);
   barrier();
   for (int chunk = 0; chunk < SCORE_CHUNKS; chunk++)
-    multiply_columns<SCORE_CHUNKS, ROWS, CHUNKS>(inner, WEIGHTS, DO_AT, 16 * warp(), chunk, FROM);
+    multiply_columns<SCORE_CHUNKS, PAIRS, CHUNKS>(inner, WEIGHTS, DO_AT, 16 * warp(), chunk, FROM);
   UNROLL for (int block = 0; block < 2; block++)
     UNROLL for (int i = 0; i < 8; i++) {
       float factor = r.unit;

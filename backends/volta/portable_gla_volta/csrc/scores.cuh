@@ -235,8 +235,8 @@ template <int WARPS> DEVICE void put_scores(const Blocks<WARPS>& blocks, int til
       int row = block_row(mine) + result_row(i), column = block_column(mine) + result_column(i);
       float first = blocks.value[n][i] * factor, second = blocks.value[n][i + 1] * factor;
       if (transposed) {
-        put<SCORE_CHUNKS>(tile, column, row, first);
-        put<SCORE_CHUNKS>(tile, column + 1, row, second);
+        put<SCORE_CHUNKS, PAIRS>(tile, column, row, first);
+        put<SCORE_CHUNKS, PAIRS>(tile, column + 1, row, second);
         continue;
       }
 #ifdef FLOAT32

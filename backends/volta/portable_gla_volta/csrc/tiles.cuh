@@ -14,7 +14,7 @@ constexpr int SIZE = 2;
 constexpr int PER = 16 / SIZE;  // elements of a 16-byte chunk
 
 // How lines of two 64-byte rows are permuted, by what reads and writes them.
-enum Pattern { ROWS, VALUES, SCORES };
+enum Pattern { ROWS, VALUES, SCORES, PAIRS };
 
 template <int CHUNKS, Pattern PATTERN = ROWS> DEVICE int tile_at(int row, int chunk) {
 #ifdef PLAIN
@@ -25,7 +25,7 @@ template <int CHUNKS, Pattern PATTERN = ROWS> DEVICE int tile_at(int row, int ch
   } else {
     static_assert(CHUNKS == 4);
     int line = row >> 1;
-    int turn = PATTERN == ROWS ? line & 3 : PATTERN == VALUES ? 2 * (line & 3) : ((line >> 1) ^ (line & 1)) & 3;
+    int turn = PATTERN == PAIRS ? ((line ^ line >> 2) & 1) | (line & 2) | (line & 1) << 2 : PATTERN == ROWS ? line & 3 : PATTERN == VALUES ? 2 * (line & 3) : ((line >> 1) ^ (line & 1)) & 3;
     return line * 128 + ((((row & 1) << 2 | chunk) ^ turn) << 4);
   }
 #endif
