@@ -63,10 +63,8 @@ def _tile(keys: int) -> int:
 
 def forward(shape: Sweep, channel: bool) -> Kernel:
     """Return the forward pass in float16."""
-    tile = _tile(shape.keys)
-    tiles, pair = shape.keys // tile, 2 * CHUNK * tile * 2
-    shared = max(pair * (tiles - 1) + 2 * shape.warps * 1024, pair * tiles) + CHUNK * shape.wide * 2
-    shared += CHUNK * CHUNK * 2 + 12 * shape.keys + _VECTORS + 4 * shape.warps + 16
+    shared = 2 * CHUNK * shape.keys * 2 + max(CHUNK * (shape.wide + CHUNK) * 2, 2 * shape.warps * 1024)
+    shared += 12 * shape.keys + _VECTORS + 4 * shape.warps + 16
     return Kernel("forward", "forward.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
 
 

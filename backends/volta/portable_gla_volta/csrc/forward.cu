@@ -12,12 +12,11 @@
 #define OPERANDS 2
 #include "state.cuh"
 
-// Shared memory: the operands (the last pair's place first serves partial scores), v, which o takes over, the scores.
-constexpr int PARTIALS = 2 * TILE_BYTES * (TILES - 1);
-constexpr int PARTIALS_END = PARTIALS + partials_bytes(WARPS);
-constexpr int VALUES_AT = PARTIALS_END > 2 * TILE_BYTES * TILES ? PARTIALS_END : 2 * TILE_BYTES * TILES;
-constexpr int SCORES_AT = VALUES_AT + CHUNK * BV * 2;
-constexpr int TOTALS = SCORES_AT + CHUNK * CHUNK * 2;  // per channel: of the first block, the second, the chunk
+// Shared memory: the operands; partial scores, and after them v, which o takes over, and the scores.
+constexpr int VALUES_AT = OPERANDS * TILE_BYTES * TILES, SCORES_AT = VALUES_AT + CHUNK * BV * 2;
+constexpr int PARTIALS = VALUES_AT, PARTIALS_END = PARTIALS + partials_bytes(WARPS);
+constexpr int SCORES_END = SCORES_AT + CHUNK * CHUNK * 2;
+constexpr int TOTALS = PARTIALS_END > SCORES_END ? PARTIALS_END : SCORES_END;  // per channel: of the first block, the second, the chunk
 constexpr int VECTORS = TOTALS + 12 * KP;
 constexpr int VOTES = VECTORS + VECTOR_BYTES;
 constexpr int LARGEST = VOTES + 4 * WARPS;
@@ -92,18 +91,16 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
   for (int position = start; position < end; position += CHUNK) {
     own = opaque(my_channel);
     side = opaque(my_side);
-    stage_values(VALUES_AT, v, position, end, first_value, value_dim);
     if (!CHANNEL && warp() == 0) head_vectors(VECTORS, g, position, end, exclusive);
     Scores<WARPS> scores;
     clear(scores.diagonal);
     clear(scores.between);
-    Column column;
-    float before = 1.0f, after = 1.0f;
     int tiles = TILES == 1 ? 1 : opaque(TILES);  // one after another
     for (int tile = 0; tile < tiles; tile++) {
       int channel = tile * KT + own, readers = tile_offset(0, tile), keys = readers + TILE_BYTES;
       bool inside = active && channel < key_dim;
       int first = position + SUB * side;
+      Column column;
       load_pairs(column, q, k, first, end, channel, inside);
       float bonus = arguments.bonus && inside ? bits_to_float(
           global_load<1>(arguments.bonus + (int64)head * key_dim + channel).word[0]) : 1.0f;
@@ -114,6 +111,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
         vote(VOTES, column, active);
         barrier();
         int near = outcome<WARPS>(VOTES);
+        float before = 1.0f, after = 1.0f;
         if (active) {
           float other = shared_float(TOTALS + 4 * ((1 - side) * KP + channel));
           before = side ? other : 1.0f;
@@ -121,8 +119,8 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
           if (side) shared_set(TOTALS + 4 * (2 * KP + channel), other * total);
         }
         channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, near, exclusive, bonus, before);
-        if (tile < TILES - 1 && active) {
-          put_readers<CHUNKS>(readers, column, own, side, exclusive, before);
+        if (active) {
+          if (near != 2) put_readers<CHUNKS>(readers, column, own, side, exclusive, before);
           put_keys<CHUNKS>(keys, column, own, side, after);
         }
       } else {
@@ -142,18 +140,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     barrier();
     float unit = unit_of_scores<WARPS>(LARGEST);
     put_scores<WARPS>(blocks, SCORES_AT, inverse_power(unit), false);
-    if (active) {
-      int readers = tile_offset(0, TILES - 1), keys = readers + TILE_BYTES;
-      if (CHANNEL) {
-        put_readers<CHUNKS>(readers, column, own, side, exclusive, before);
-        put_keys<CHUNKS>(keys, column, own, side, after);
-      } else {
-        UNROLL for (int r = 0; r < SUB; r++) {
-          put<CHUNKS>(readers, SUB * side + r, own, q_of(column, r));
-          put<CHUNKS>(keys, SUB * side + r, own, k_of(column, r));
-        }
-      }
-    }
+    stage_values(VALUES_AT, v, position, end, first_value, value_dim);
     barrier();
 
     float out[2][8];
