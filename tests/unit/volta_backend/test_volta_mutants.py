@@ -70,15 +70,9 @@ PATCHES: tuple[tuple[Patch, str], ...] = (
 )
 
 
-def barriers() -> list[str]:
-    """Name every barrier of the kernels by its place."""
-    found = []
-    for path in sorted(sources.FOLDER.iterdir()):
-        if path.name != "target.cuh" and path.is_file():
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                if mutants._BARRIER.search(line.partition("//")[0]):
-                    found.append(f"{path.name}:{number}")
-    return found
+BARRIERS = [f"{path.name}:{number}" for path in sorted(sources.FOLDER.iterdir())
+            if path.is_file() and path.name != "target.cuh"
+            for number in mutants.barriers(path.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +102,7 @@ def first_caught(patched: Mutants, fault: str, monkeypatch: pytest.MonkeyPatch) 
     return set()
 
 
-@pytest.mark.parametrize("place", barriers())
+@pytest.mark.parametrize("place", BARRIERS)
 def test_no_barrier_can_be_left_out(patched: Mutants, checked: None, monkeypatch: pytest.MonkeyPatch,
                                     place: str) -> None:
     assert first_caught(patched, place, monkeypatch) & {"race", "uninitialised"}
