@@ -189,6 +189,9 @@ def schedule(problem: Problem, segments: Segments) -> Schedule:
     partial, _ = model.folds()
     sums = sum(launch.loaded + launch.stored for launch in forward), sum(
         launch.loaded + launch.stored for launch in backward)
+    if not problem.tokens:  # PyTorch copies the states
+        wanted = cost(problem)
+        sums = wanted.compulsory_forward, wanted.compulsory_backward if problem.training else 0
     chosen = {"segments": max(1, pieces), "chunk": CHUNK, "keys": model.shape.keys,
               "values": 32 if model.single else model.shape.wide, "warps": 8 if model.single else model.shape.warps}
     return Schedule(
