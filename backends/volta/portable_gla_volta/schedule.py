@@ -189,7 +189,7 @@ def schedule(problem: Problem, segments: Segments) -> Schedule:
     partial, _ = model.folds()
     sums = sum(launch.loaded + launch.stored for launch in forward), sum(
         launch.loaded + launch.stored for launch in backward)
-    if not problem.tokens:  # PyTorch copies the states
+    if not problem.token_heads:  # PyTorch copies the states
         wanted = cost(problem)
         sums = wanted.compulsory_forward, wanted.compulsory_backward if problem.training else 0
     chosen = {"segments": max(1, pieces), "chunk": CHUNK, "keys": model.shape.keys,
