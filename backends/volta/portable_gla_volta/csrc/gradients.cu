@@ -453,7 +453,6 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
     }
   }
   if (exclusive) {
-    barrier();
     if (side) shared_set(SUMS + 4 * own, dbonus);
     barrier();
     if (!side && inside)

@@ -177,7 +177,6 @@ DEVICE void head_scores(Scores<WARPS>& scores, int a, int b, const Column& colum
   }
   add_diagonal<WARPS, CHUNKS>(scores, a, b, exclusive ? BEFORE : UP_TO);
   add_between<WARPS, CHUNKS>(scores, a, b);
-  barrier();
 }
 
 constexpr int BLOCKS = 3;  // of pairs: the first 16 positions, the last 16, and between them
