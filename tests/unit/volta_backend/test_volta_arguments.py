@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from portable_gla_volta import arguments, sources
 
 STRUCTURES = ("Tokens", "State", "Sequences", "SweepArguments", "ScanArguments", "GradientsArguments", "FoldJob",
