@@ -37,10 +37,20 @@ class Registers(NamedTuple):
     number: int
 
 
+class Local(NamedTuple):
+    """An array of a thread's own, in bytes; the assembler may yet find registers for it."""
+
+    name: str
+    size: int
+
+
 class Scope(NamedTuple):
     """A brace that opens or closes a scope of registers."""
 
     opens: bool
+
+
+Statement = Instruction | Label | Registers | Local | Scope
 
 
 class Kernel(NamedTuple):
@@ -51,7 +61,7 @@ class Kernel(NamedTuple):
     size: int
     threads: int
     shared: tuple[str, ...]  # names of the dynamic shared memory
-    body: tuple[Instruction | Label | Registers | Scope, ...]
+    body: tuple[Statement, ...]
 
 
 _ENTRY = re.compile(
@@ -89,7 +99,7 @@ def parse(text: str) -> Kernel:
         _statements(text, entry.end(), end)))
 
 
-def _statements(text: str, position: int, end: int) -> Iterator[Instruction | Label | Registers | Scope]:
+def _statements(text: str, position: int, end: int) -> Iterator[Statement]:
     line, counted, used = text.count("\n", 0, position) + 1, position, -1
     while found := _STATEMENT.match(text, position, end):
         position = found.end()
@@ -112,8 +122,12 @@ def _statements(text: str, position: int, end: int) -> Iterator[Instruction | La
         raise PtxError(f"line {line}: {text[position:end].strip().splitlines()[0]}")
 
 
-def _statement(text: str, line: int) -> Iterator[Instruction | Registers]:
+def _statement(text: str, line: int) -> Iterator[Instruction | Registers | Local]:
     if text == '.pragma "nounroll"':
+        return
+    local = re.fullmatch(r"\.local \.align \d+ \.b8 (\w+)\[(\d+)\]", text)
+    if local is not None:
+        yield Local(local[1], int(local[2]))
         return
     if text.startswith(".reg"):
         declared = re.fullmatch(r"\.reg \.(\w+) (.+)", text)

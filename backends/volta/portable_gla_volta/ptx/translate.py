@@ -6,7 +6,17 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from portable_gla_volta.ptx.parse import Instruction, Kernel, Label, PtxError, Registers, Scope, parse
+from portable_gla_volta.ptx.parse import (
+    Instruction,
+    Kernel,
+    Label,
+    Local,
+    PtxError,
+    Registers,
+    Scope,
+    Statement,
+    parse,
+)
 
 __all__ = ["PtxError", "translate"]
 
@@ -28,6 +38,7 @@ class Translation:
         self.kernel = kernel
         self.registers = {name: statement.kind for statement in kernel.body if isinstance(statement, Registers)
                           for name in _declared(statement)}
+        self.locals = {statement.name for statement in kernel.body if isinstance(statement, Local)}
 
     def text(self) -> str:
         """Return the source of a shared object that the emulator's machine can run."""
@@ -40,7 +51,7 @@ class Translation:
                 'extern "C" __attribute__((visibility("default"), used)) long long instructions_run = 0;\n'
                 f"KERNEL({kernel.name}, {kernel.threads}, 1, Parameter) {{\n{body}\n}}\n")
 
-    def _counted(self, body: Sequence[Instruction | Label | Registers | Scope]) -> Iterator[str]:
+    def _counted(self, body: Sequence[Statement]) -> Iterator[str]:
         """Write the statements; at the start of each stretch that is run as a whole, how many instructions it has."""
         lengths, start = {0: 0}, 0
         for number, statement in enumerate(body):
@@ -60,11 +71,13 @@ class Translation:
             if not isinstance(statement, Label):
                 yield self._statement(statement)
 
-    def _statement(self, statement: Instruction | Label | Registers | Scope) -> str:
+    def _statement(self, statement: Statement) -> str:
         if isinstance(statement, Label):
             return f"{_label(statement.name)}:;"
         if isinstance(statement, Scope):
             return "{" if statement.opens else "}"
+        if isinstance(statement, Local):
+            return f"alignas(16) unsigned char local_{statement.name}[{statement.size}];"
         if isinstance(statement, Registers):
             if statement.kind not in _REGISTERS:
                 raise PtxError(f"a register of type {statement.kind}")
@@ -116,6 +129,8 @@ class Translation:
             return "true" if kind == "pred" and number else "false" if kind == "pred" else f"{number % 2**64}ull"
         if operand in _SPECIAL:
             return _SPECIAL[operand]
+        if operand in self.locals:
+            return f"(uint64_t)local_{operand}"
         if operand in (*self.kernel.shared, self.kernel.parameter):
             return "0u"  # addresses in these begin at 0: dynamic shared memory is all there is
         raise PtxError(f"the operand {operand}")
@@ -230,7 +245,8 @@ _computed(r"shf\.r\.wrap\.(?P<t>b32)", "funnel_right({a}, {b}, {n} & 31)")
 _computed(r"bfe\.(?P<t>u32)", "field({a}, {b}, {c})")
 _computed(r"prmt\.(?P<t>b32)", "permuted({a}, {b}, {c})")
 _computed(r"popc\.(?P<t>b32)", "(uint32_t)__builtin_popcount({a})")
-_computed(r"cvta\.to\.global\.(?P<t>u64)", "{a}")  # global addresses are generic ones
+_computed(r"cvta\.to\.(?:global|local)\.(?P<t>u64)", "{a}")  # global and local addresses are generic ones
+_computed(r"cvta\.local\.(?P<t>u64)", "{a}")
 _computed(r"cvt\.rni\.f32\.(?P<t>f32)", "__builtin_rintf({a})")
 _computed(r"cvt\.rn\.f16\.(?P<t>f32)", "(uint16_t)to_half({a})", "u16")
 _computed(r"cvt\.rn\.f32\.(?P<t>[su](?:16|32|64))", "(float){a}", "f32")
@@ -328,6 +344,17 @@ def _parameter(code: Translation, found: re.Match[str], one: Instruction) -> str
                      f"{code.assign(part, found['t'], 'value')} }}" for number, part in enumerate(parts))
     return (f"{{ const uint64_t at = {code.address(one.operands[1], 'u64')}; "
             f"within(at + {size * len(parts)} <= sizeof arguments.byte, file, {one.line}); {taken} }}")
+
+
+@_rule(r"(?P<what>ld|st)\.local(?:\.v(?P<n>[24]))?\.(?P<t>f32|[sub](?:16|32|64))")
+def _own_memory(code: Translation, found: re.Match[str], one: Instruction) -> str:
+    load = found["what"] == "ld"
+    parts, kind = _parts(one.operands[not load]), _TYPES[found["t"]]
+    where, size = code.address(one.operands[load], "u64"), int(found["t"][1:]) // 8
+    each = [f"memcpy(&part, (char *)at + {number * size}, {size}); {code.assign(part, found['t'], 'part')}" if load else
+            f"part = {code.value(part, found['t'])}; memcpy((char *)at + {number * size}, &part, {size});"
+            for number, part in enumerate(parts)]
+    return f"{{ const uint64_t at = {where}; {kind} part; {' '.join(each)} }}"
 
 
 @_rule(r"(?P<what>ld|st)(?:\.volatile)?\.(?P<space>shared|global)(?:\.nc)?(?:\.v(?P<n>[24]))?"
