@@ -66,6 +66,11 @@ KERNEL(every, 64, 2, Arguments) {
   int found = 0;
   for (int n = 0; n < arguments.count; n++)
     found += mixed(n - thread(), (unsigned)(n * 2654435761u) + (unsigned)thread(), row * 104729 - ((int64)n << 40));
+#ifdef LOCAL
+  int kept[12];  // indexed at run time: in local memory
+  for (int n = 0; n < 12; n++) kept[n] = n * n + thread();
+  found += kept[(arguments.count + thread()) % 12];
+#endif
   arguments.integers[block() * 64 + thread()] = found;
 }
 '''

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -39,12 +40,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(runner: Runner, seed: int, count: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+def run(runner: Runner, seed: int, count: int = 20, kernel: Kernel = EVERY) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randn(3, 512, generator=generator).half(), torch.randn(8, generator=generator)
     out, integers = torch.full((3, 512), 7.0), torch.zeros(3, 64, dtype=torch.int32)
     arguments = helpers.Arguments(x.data_ptr(), y.data_ptr(), out.data_ptr(), integers.data_ptr(), 512, count, 0.3)
-    runner.launch(EVERY, 3, arguments, (x, y, out, integers))
+    runner.launch(kernel, 3, arguments, (x, y, out, integers))
     return out, integers
 
 
@@ -67,6 +68,15 @@ def test_every_kind_of_instruction_gives_the_bits_of_the_source(folder: Path, se
             PtxRunner(("--fmad=false",), folder=folder), seed, count)
         assert torch.equal(expected[0].view(torch.int32), found[0].view(torch.int32))
         assert torch.equal(expected[1], found[1]) and expected[1].unique().numel() > 50
+
+
+def test_arrays_of_a_threads_own(folder: Path, seed: int) -> None:
+    kernel = dataclasses.replace(EVERY, defines=(("LOCAL", 1),))
+    runner = PtxRunner(("--fmad=false",), folder=folder)
+    assert ".local" in runner.ptx(kernel)
+    expected, found = run(EmulatorRunner(folder=folder), seed, kernel=kernel), run(runner, seed, kernel=kernel)
+    assert torch.equal(expected[1], found[1])
+    assert not torch.equal(expected[1], run(EmulatorRunner(folder=folder), seed)[1])
 
 
 def test_products_fused_with_sums_differ_in_the_last_bits(folder: Path, seed: int) -> None:

@@ -93,9 +93,10 @@ def test_the_forward_passs_bytes_as_modelled(dim: int, segments: int) -> None:
     assert found.schedule.bytes_forward <= BUDGETS[segments] * found.cost.compulsory_forward
 
 
-def test_the_batch_that_does_not_fill_the_chip_is_cut_and_stays_within_its_bytes() -> None:
+def test_a_batch_that_does_not_fill_the_chip_is_cut_and_stays_within_its_bytes() -> None:
+    """Four heads; of short sequences even less is left to run side by side, and filling the chip then costs more."""
     for dim in (64, 128, 256):
-        for tokens in (4096, 16384, 131072):
+        for tokens in (16384, 65536, 131072):
             found = portable_gla.plan(Problem(tokens=tokens, heads=4, key_dim=dim, value_dim=dim, dtype=torch.float16,
                                               device=V100), backend="volta")
             assert found.schedule is not None and found.schedule.tiles["segments"] > 1
