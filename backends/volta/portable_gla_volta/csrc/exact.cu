@@ -98,16 +98,18 @@ KERNEL(exact, THREADS, 2, SweepArguments) {
     barrier();
     if (summary && thread() < (CHANNEL ? KP : 1))
       for (int step = 0; step < STEPS; step++) decays *= shared_float(E + (CHANNEL ? step * ROW + 4 * thread() : 4 * step));
-    for (int turn = 0; turn < STEPS; turn++) {
+    int turns = opaque(STEPS);  // one after another: unrolled they take too many registers
+    for (int turn = 0; turn < turns; turn++) {
       int step = forward ? turn : STEPS - 1 - turn;
       float yv = shared_float(Y + 128 * step + 4 * lane()), out = 0.0f, itself = 0.0f;
       float shared_decay = CHANNEL ? 1.0f : shared_float(E + 4 * step);
+      int keys = 4 * first_key;
       UNROLL for (int n = 0; n < HELD; n += 4) {
         float key[4], decay[4], query[4], u[4];
-        four(key, X + step * ROW + 4 * (first_key + n));
-        if (CHANNEL) four(decay, E + step * ROW + 4 * (first_key + n));
-        if (READ) four(query, Q + step * ROW + 4 * (first_key + n));
-        if (READ && exclusive) four(u, U + 4 * (first_key + n));
+        four(key, X + step * ROW + keys + 4 * n);
+        if (CHANNEL) four(decay, E + step * ROW + keys + 4 * n);
+        if (READ) four(query, Q + step * ROW + keys + 4 * n);
+        if (READ && exclusive) four(u, U + keys + 4 * n);
         UNROLL for (int m = 0; m < 4; m++) {
           float e = CHANNEL ? decay[m] : shared_decay;
           if (READ && exclusive) {
