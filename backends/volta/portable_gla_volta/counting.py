@@ -1,6 +1,7 @@
 """Counts what the kernels do inside a chip, in the emulator, and writes ``counts.yaml``, which plans predict from.
 
-``python -m portable_gla_volta.counting`` counts afresh all that the sources no longer agree with; ``--all`` everything.
+``python -m portable_gla_volta.counting`` counts afresh all that the sources no longer agree with; ``--all`` everything,
+``"64x64 channel"`` and so on those rows. ``--brief`` leaves out the instructions, for which PTX is translated: minutes.
 A row is what one chunk of one head costs once a walk is under way: the difference between calls of three and of two
 chunks, with all programs that share its channels of V.
 """
@@ -48,7 +49,7 @@ class Work(NamedTuple):
     least: int  # what they would be without a conflict
     mma: int  # of a warp; each is four HMMA.884
     accesses: int  # instructions of warps that access global memory, which take the same path to the core
-    instructions: int  # of warps, about: from the PTX, if their lanes stay together
+    instructions: int  # of warps, about: from the PTX, if their lanes stay together; 0: not counted
 
 
 PASSES = {"forward": "forward", "states": "states", "gradients": "gradients"}
@@ -160,9 +161,10 @@ def write(rows: dict[str, Any]) -> None:
 def main() -> None:
     """Count what is out of date."""
     rows = _document()
-    wanted = list(kinds()) if "--all" in sys.argv else stale()
+    names = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    wanted = [kind for kind in kinds() if str(kind) in names] or (list(kinds()) if "--all" in sys.argv else stale())
     for number, kind in enumerate(wanted, 1):
-        found = count(kind)
+        found = count(kind, "--brief" not in sys.argv)
         rows[str(kind)] = {"sources": sources(kind), **{name: list(work) for name, work in found.items()}}
         write(rows)
         print(f"{number} of {len(wanted)}  {kind}  {found}", flush=True)

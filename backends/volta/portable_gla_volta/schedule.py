@@ -172,7 +172,8 @@ def bound(problem: Problem, moved: int, inside: Work | None, programs: int, oper
         # What global memory brings takes the same path, an access at a time.
         seconds["shared and global accesses"] = (inside.wavefronts + inside.accesses) * cycles / busy
         seconds["tensor cores"] = inside.mma * STEPS / 2 / busy
-        seconds["instructions"] = inside.instructions / _ISSUED / busy
+        if inside.instructions:
+            seconds["instructions"] = inside.instructions / _ISSUED / busy
     elif problem.dtype == torch.float32:
         seconds["multiply-adds"] = operations / (figures.vector_tflop_s * 1e12)
     return Bound(seconds)
