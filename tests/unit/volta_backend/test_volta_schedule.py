@@ -71,11 +71,11 @@ def test_the_plan_predicts_launches_and_bytes(as_built: None, case: Case, segmen
         f"{one.kernel} {one.loaded_once} {one.stored_once}" for one in launches)
 
 
+@pytest.mark.parametrize("dim", [32, 128])
 @pytest.mark.parametrize("segments", BUDGETS)
-def test_the_forward_passs_bytes_as_counted(as_built: None, segments: int) -> None:
-    """At 1,024 tokens of a head of K = V = 32, where states weigh most; wider heads: the model, in the next test."""
-    case = Case("budget", batch=1, tokens=1024, q_heads=1, k_heads=1, v_heads=1, gate_heads=1, key_dim=32,
-                value_dim=32, dtype=torch.float16, final_state=False)
+def test_the_forward_passs_bytes_as_counted(as_built: None, segments: int, dim: int) -> None:
+    case = Case("budget", batch=1, tokens=4096, q_heads=1, k_heads=1, v_heads=1, gate_heads=1, key_dim=dim,
+                value_dim=dim, dtype=torch.float16, final_state=False)
     problem = case.problem(devices.of(torch.device("cpu")), training=False)
     with options(count=True) as launches, emulate("volta", segments=segments), torch.no_grad():
         given = inputs.make(case, 1)
