@@ -61,9 +61,6 @@ KERNEL(exact, THREADS, 2, SweepArguments) {
         if (first_key + n < key_dim && value < value_dim) s[n] = state_number(from, row, head, first_key + n, value);
     }
   }
-  Rows x = rows_of(arguments.x, sequences, place, head), y = rows_of(arguments.y, sequences, place, head);
-  Rows g = rows_of(arguments.g, sequences, place, head);
-  Rows q = rows_of(READ ? arguments.q : arguments.x, sequences, place, head);
   int64 slot = first_slot(sequences, place, KEPT) + start / KEPT;
   int padded = ceil_div(value_dim, 16) * 16;
   float decays = 1.0f;  // of the segment: channel thread()'s, or the head's
@@ -73,7 +70,7 @@ KERNEL(exact, THREADS, 2, SweepArguments) {
           arguments.bonus + (int64)head * key_dim + channel).word[0]) : 0.0f);
   }
 
-  int count = ceil_div(end - start, STEPS);
+  int count = ceil_div(end - start, STEPS), own = head;
   for (int round = 0; round < count; round++) {
     int position = start + (forward ? round : count - 1 - round) * STEPS;
     int last_kept = (position - start) / KEPT * KEPT + KEPT;  // backward: where this state was to be kept
@@ -88,9 +85,11 @@ KERNEL(exact, THREADS, 2, SweepArguments) {
         global_store<4>(kept + n, words);
       }
     }
-    fetch(X, x, position, start, end, key_dim, forward ? 1.0f : arguments.scale);
-    if (READ) fetch(Q, q, position, start, end, key_dim, 1.0f);
-    fetch_decays(g, position, end, key_dim);
+    head = opaque(own);  // rows are found again each time: registers are for the state
+    Rows y = rows_of(arguments.y, sequences, place, head);
+    fetch(X, rows_of(arguments.x, sequences, place, head), position, start, end, key_dim, forward ? 1.0f : arguments.scale);
+    if (READ) fetch(Q, rows_of(arguments.q, sequences, place, head), position, start, end, key_dim, 1.0f);
+    fetch_decays(rows_of(arguments.g, sequences, place, head), position, end, key_dim);
     {
       int row = position + warp();
       shared_set(Y + 128 * warp() + 4 * lane(), row < end && value < value_dim ? row_float(y, row, value) : 0.0f);
