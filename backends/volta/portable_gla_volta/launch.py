@@ -157,7 +157,7 @@ class Launcher:
             None if dbonus is None or call.bonus is None else folds.add(
                 dbonus, call.bonus.dtype, tuple(call.bonus.shape), (0,)))
         folds.launch(self.runner)
-        return found
+        return _in_dtypes(found, call)
 
     def _gradient(self, like: Tensor) -> Tensor:
         """Allocate a gradient: in float32 for each output head where heads are shared, to be summed."""
@@ -186,7 +186,7 @@ class Launcher:
             return _folded(folds, found, g)
         if g.dim() == 1:
             parts, chunks, _ = found.shape
-            return folds.add(found.view(parts * chunks, g.shape[0], -1), g.dtype, tuple(g.shape), (0, 2))
+            return folds.add(found.view(parts * chunks, g.shape[0], self.heads // g.shape[0]), g.dtype, tuple(g.shape), (0, 2))
         return folds.add(found.view(found.shape[0], -1, self.heads // g.shape[2]), g.dtype, tuple(g.shape), (0, 2))
 
     def _folded_initial(self, folds: Folds, found: Tensor | None) -> Tensor | None:
@@ -194,8 +194,8 @@ class Launcher:
         if found is None or initial is None:
             return None
         if initial.shape[0] == 1:
-            return folds.add(found, initial.dtype, tuple(initial.shape), (0,)).to(initial.dtype)
-        return found.to(initial.dtype)
+            return folds.add(found, initial.dtype, tuple(initial.shape), (0,))
+        return found
 
     def _untouched(self, dfinal: Tensor | None) -> Gradients:
         """Return the gradients of a call without a token: the final state is the initial one."""
@@ -211,7 +211,7 @@ class Launcher:
         folds = Folds()
         found = Gradients(dq, dk, dv, dg, self._folded_initial(folds, dinitial), dbonus)
         folds.launch(self.runner)
-        return found
+        return _in_dtypes(found, call)
 
 
 def _readable(state: Tensor | None) -> Tensor | None:
@@ -219,11 +219,20 @@ def _readable(state: Tensor | None) -> Tensor | None:
     return state if state is None or state.dtype in marshal.KINDS else state.float()
 
 
+def _in_dtypes(found: Gradients, call: Call) -> Gradients:
+    """Cast what kernels do not write in a dtype of their own, once it is there."""
+    for name in ("initial_state", "bonus"):
+        given, gradient = getattr(call, name), getattr(found, name)
+        if given is not None and gradient is not None:
+            found = found._replace(**{name: gradient.to(given.dtype)})
+    return found
+
+
 def _folded(folds: Folds, found: Tensor, like: Tensor) -> Tensor:
     """Sum a gradient [B, T, H, D] over the output heads that share a head."""
     if found.shape == like.shape:
         return found
-    shared = found.view(*found.shape[:2], like.shape[2], -1, like.shape[3])
+    shared = found.view(*found.shape[:2], like.shape[2], found.shape[2] // like.shape[2], like.shape[3])
     return folds.add(shared, like.dtype, tuple(like.shape), (3,))
 
 

@@ -50,3 +50,21 @@ def test_the_order_of_threads_changes_nothing(seed: int) -> None:
     for other in found[1:]:
         for name, value in found[0].items():
             assert torch.equal(value, other[name]), name
+
+
+FOUND_AT_RANDOM = [
+    # An initial state in float64 for all sequences: its gradient is summed by a kernel that writes float32.
+    Case("float64-state", dtype=torch.float16, gate="none", lengths=(16, 65, 0), initial_state="broadcast",
+         initial_dtype=torch.float64, reverse=True, bonus=True, k_heads=1),
+    # Not a token, and heads that are shared.
+    Case("no-token", dtype=torch.float32, lengths=(0,), q_heads=2, k_heads=2, v_heads=4, gate_heads=1,
+         initial_state="each"),
+    Case("no-token-constant", dtype=torch.float16, lengths=(0, 0), q_heads=2, k_heads=2, v_heads=4, gate_heads=1,
+         gate="constant", initial_state="broadcast", bonus=True),
+]
+
+
+@pytest.mark.parametrize("case", FOUND_AT_RANDOM, ids=str)
+def test_what_random_cases_have_found(case: Case, seed: int) -> None:
+    with emulator.options(checks="all"):
+        hold(case, seed)
