@@ -186,7 +186,8 @@ class Launcher:
             return _folded(folds, found, g)
         if g.dim() == 1:
             parts, chunks, _ = found.shape
-            return folds.add(found.view(parts * chunks, g.shape[0], self.heads // g.shape[0]), g.dtype, tuple(g.shape), (0, 2))
+            shared = found.view(parts * chunks, g.shape[0], self.heads // g.shape[0])
+            return folds.add(shared, g.dtype, tuple(g.shape), (0, 2))
         return folds.add(found.view(found.shape[0], -1, self.heads // g.shape[2]), g.dtype, tuple(g.shape), (0, 2))
 
     def _folded_initial(self, folds: Folds, found: Tensor | None) -> Tensor | None:
