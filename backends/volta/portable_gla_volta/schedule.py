@@ -140,7 +140,9 @@ class Bound:
         """Say so, in nanoseconds a token and head."""
         parts = ", ".join(f"{part} {seconds / token_heads * 1e9:.3g}" for part, seconds in self.seconds.items())
         compulsory = "" if floor is None else f"; floor {floor / token_heads * 1e9:.3g}"
-        return f"predicted, not measured: {name} ns per token-head: {parts}: bound by {self.by}{compulsory}"
+        left_out = "" if "tensor cores" not in self.seconds or "instructions" in self.seconds else (
+            " (instructions were not counted)")
+        return f"predicted, not measured: {name} ns per token-head: {parts}: bound by {self.by}{left_out}{compulsory}"
 
 
 def work(problem: Problem, segments: Segments, backward: bool) -> Work | None:

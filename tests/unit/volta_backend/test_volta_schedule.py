@@ -147,21 +147,34 @@ def test_the_plan_states_the_floor_and_what_bounds_a_v100(dim: int, floor: float
         assert words in text, text
 
 
-@pytest.mark.parametrize("channel", [True, False], ids=["channel", "head"])
-@pytest.mark.parametrize("dim", [32, 64, 128, 256])
-def test_shared_memory_is_not_the_bound(dim: int, channel: bool) -> None:
-    """Neither of the forward pass nor of the backward: on a V100, against the bytes of the pass."""
+SHARED = {(32, True): 0.5, (64, True): 0.5, (128, True): 0.8, (256, True): 2.0,
+          (32, False): 0.7, (64, False): 0.75, (128, False): 1.1, (256, False): 2.75}
+"""Time in shared memory over time in DRAM, of a forward pass of (K = V, gates per channel), at most; gates in float32.
+
+Above 1 it would be the longer: per head at 128 by a little, and at 256, whose programs have but 32 columns of V and
+repeat the scores for each. The README says so."""
+
+
+@pytest.mark.parametrize(("dim", "channel"), SHARED)
+def test_what_shared_memory_takes_beside_dram(dim: int, channel: bool) -> None:
     problem = Problem(tokens=4096, heads=160, key_dim=dim, value_dim=dim, dtype=torch.float16, training=True,
                       gate="channel" if channel else "head", gate_dtype=torch.float32, device=V100)
     found = portable_gla.plan(problem, backend="volta").schedule
     assert found is not None
-    cut = Segments(4096, False)
     for backward, moved_ in ((False, found.bytes_forward), (True, found.bytes_backward)):
-        bound = schedule.bound(problem, moved_, schedule.work(problem, cut, backward), 160, 0)
+        bound = schedule.bound(problem, moved_, schedule.work(problem, Segments(4096, False), backward), 160, 0)
         assert bound is not None
-        assert bound.seconds["shared memory"] < max(bound.seconds[part] for part in ("DRAM", "instructions"))
-        assert bound.seconds["tensor cores"] < bound.seconds["DRAM"]
-        assert bound.by != "shared memory"
+        ratio = bound.seconds["shared memory"] / bound.seconds["DRAM"]
+        assert ratio <= (0.7 if backward else SHARED[dim, channel])
+        assert bound.seconds["tensor cores"] < max(bound.seconds["DRAM"], bound.seconds["shared memory"])
+
+
+def test_every_access_to_shared_memory_is_near_the_least_possible() -> None:
+    """Within 5 %, as counted, of a whole forward and a whole backward pass."""
+    for kind, row in counting.table().items():
+        backward = [a + 2 * b for a, b in zip(row["gradients"], row["states"], strict=True)]
+        assert row["forward"].wavefronts <= 1.05 * row["forward"].least, kind
+        assert backward[0] <= 1.05 * backward[1], kind
 
 
 def test_float32_says_what_bounds_it() -> None:
