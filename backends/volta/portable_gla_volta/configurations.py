@@ -64,13 +64,13 @@ def _tile(keys: int) -> int:
 def forward(shape: Sweep, channel: bool) -> Kernel:
     """Return the forward pass in float16."""
     shared = 2 * CHUNK * shape.keys * 2 + max(CHUNK * (shape.wide + CHUNK) * 2, 2 * shape.warps * 1024)
-    shared += 12 * shape.keys + _VECTORS + 4 * shape.warps + 16
+    shared += 24 * shape.keys + _VECTORS + 4 * shape.warps + 16
     return Kernel("forward", "forward.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
 
 
 def states(shape: Sweep, channel: bool) -> Kernel:
     """Return the states in float16: summaries, and those that are kept."""
-    shared = CHUNK * shape.keys * 2 + CHUNK * shape.wide * 2 + 16 * shape.keys + _VECTORS
+    shared = CHUNK * shape.keys * 2 + CHUNK * shape.wide * 2 + 24 * shape.keys + _VECTORS
     return Kernel("states", "states.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
 
 

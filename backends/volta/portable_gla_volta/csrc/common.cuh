@@ -157,6 +157,10 @@ DEVICE float power_below(float x) {
 // One over a power of two.
 DEVICE float inverse_power(float x) { return bits_to_float(0x7F000000u - float_to_bits(x)); }
 
+// What brings numbers of at most x to below 64: float16 then holds 2^-30 of them, and leaves room to grow by 1024.
+// At most 2^30, so that a state times it is a number.
+DEVICE float lift_of(float x) { return smaller(32.0f * inverse_power(power_below(x)), 1073741824.0f); }
+
 DEVICE float largest_of_warp(float x) {
   UNROLL for (int mask = 16; mask; mask >>= 1) x = larger(x, shuffle_xor(x, mask));
   return x;

@@ -16,8 +16,9 @@
 constexpr int VALUES_AT = OPERANDS * TILE_BYTES * TILES, SCORES_AT = VALUES_AT + CHUNK * BV * 2;
 constexpr int PARTIALS = VALUES_AT, PARTIALS_END = PARTIALS + partials_bytes(WARPS);
 constexpr int SCORES_END = SCORES_AT + CHUNK * CHUNK * 2;
-constexpr int TOTALS = PARTIALS_END > SCORES_END ? PARTIALS_END : SCORES_END;  // per channel: of the first block, the second, the chunk
-constexpr int VECTORS = TOTALS + 12 * KP;
+// Per channel: the decays of both blocks, of the chunk times a lift, one over it, the largest keys of both blocks.
+constexpr int TOTALS = PARTIALS_END > SCORES_END ? PARTIALS_END : SCORES_END;
+constexpr int VECTORS = TOTALS + 24 * KP;
 constexpr int VOTES = VECTORS + VECTOR_BYTES;
 constexpr int LARGEST = VOTES + 4 * WARPS;
 static_assert(WK == 1 || 4 * BV * CHUNK <= 2 * TILE_BYTES);
@@ -107,21 +108,27 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
       if (CHANNEL) {
         load_decays(column.e, g, first, end, channel, inside);
         float total = product_of(column.e);
-        if (active) shared_set(TOTALS + 4 * (side * KP + channel), total);
+        float key = 0.0f;
+        UNROLL for (int r = 0; r < SUB; r++) key = larger(key, magnitude(k_of(column, r)));
+        if (active) {
+          shared_set(TOTALS + 4 * (side * KP + channel), total);
+          shared_set(TOTALS + 4 * ((4 + side) * KP + channel), key);
+        }
         vote(VOTES, column, active);
         barrier();
         int near = outcome<WARPS>(VOTES);
-        float before = 1.0f, after = 1.0f;
+        float before = 1.0f, after = 1.0f, lift = 1.0f;
         if (active) {
           float other = shared_float(TOTALS + 4 * ((1 - side) * KP + channel));
           before = side ? other : 1.0f;
           after = side ? 1.0f : other;
-          if (side) shared_set(TOTALS + 4 * (2 * KP + channel), other * total);
+          lift = lift_of(larger(key, shared_float(TOTALS + 4 * ((5 - side) * KP + channel))));
+          shared_set(TOTALS + 4 * ((2 + side) * KP + channel), side ? inverse_power(lift) : other * total * lift);
         }
         channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, near, exclusive, bonus, before);
         if (active) {
           if (near != 2) put_readers<CHUNKS>(readers, column, own, side, exclusive, before);
-          put_keys<CHUNKS>(keys, column, own, side, after);
+          put_keys<CHUNKS>(keys, column, own, side, after * lift);
         }
       } else {
         head_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, exclusive, bonus);
@@ -163,6 +170,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
       decay_state(state, VECTORS + VECTOR_TOTAL, false);
     }
     add_to_state(state, values, TILE_BYTES);
+    if (CHANNEL) decay_state(state, TOTALS + 12 * KP, true);
     if (WK > 1) {  // warps that share columns of V add up what they found, where the operands were
       UNROLL for (int part = 1; part < WK; part++) {
         barrier();

@@ -15,7 +15,9 @@
 
 constexpr int VALUES_AT = TILE_BYTES * TILES;
 constexpr int TOTALS = VALUES_AT + CHUNK * BV * 2;
-constexpr int VECTORS = TOTALS + 16 * KP;  // per channel: of the first block, the second, the chunk; its first gate
+// Per channel: the decays of both blocks, of the chunk times a lift, one over it times the first gate, the largest numbers
+// of both blocks.
+constexpr int VECTORS = TOTALS + 24 * KP;
 
 // One chunk's state: [V padded, K padded] in float16, eight channels at a time, and its power of two.
 DEVICE void keep(const Carried& state, const SweepArguments& arguments, int64 row, int first_value) {
@@ -92,20 +94,27 @@ KERNEL(states, THREADS, 2, SweepArguments) {
       float e[SUB], weight = forward ? 1.0f : arguments.scale;
       if (CHANNEL) {
         load_decays(e, g, first, end, channel, inside);
+        float first_gate = 1.0f, most = 0.0f;
         if (split && active && !side) {
-          shared_set(TOTALS + 4 * (3 * KP + channel), e[0]);
-          decays[tile] *= e[0];
+          first_gate = e[0];
           e[0] = 1.0f;
         }
-        float total = product_of(e), other = 1.0f;
-        if (active) shared_set(TOTALS + 4 * (side * KP + channel), total);
+        UNROLL for (int r = 0; r < SUB; r++) most = larger(most, magnitude(number[r] * weight));
+        float total = product_of(e), other = 1.0f, lift = 1.0f;
+        if (active) {
+          shared_set(TOTALS + 4 * (side * KP + channel), total);
+          shared_set(TOTALS + 4 * ((4 + side) * KP + channel), most);
+        }
         barrier();
         if (active) {
           other = shared_float(TOTALS + 4 * ((1 - side) * KP + channel));
-          if (side) shared_set(TOTALS + 4 * (2 * KP + channel), other * total);
+          lift = lift_of(larger(most, shared_float(TOTALS + 4 * ((5 - side) * KP + channel))));
+          shared_set(TOTALS + 4 * ((3 - side) * KP + channel),
+                     side ? other * total * lift : first_gate * inverse_power(lift));
         }
+        weight *= lift;
         if (side == (forward ? 0 : 1)) weight *= other;
-        decays[tile] *= total * other;
+        decays[tile] *= total * other * first_gate;
       }
       if (active) {
         UNROLL for (int n = 0; n < SUB; n++) {
@@ -130,7 +139,8 @@ KERNEL(states, THREADS, 2, SweepArguments) {
       decays[0] *= shared_float(VECTORS + VECTOR_TOTAL) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f);
     }
     add_to_state(state, values, 0);
-    if (split) decay_state(state, CHANNEL ? TOTALS + 12 * KP : VECTORS + VECTOR_FIRST, CHANNEL);
+    if (CHANNEL) decay_state(state, TOTALS + 12 * KP, true);
+    else if (split) decay_state(state, VECTORS + VECTOR_FIRST, false);
     barrier();
   }
 
