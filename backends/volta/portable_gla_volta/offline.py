@@ -128,8 +128,7 @@ def _products(kernel: Kernel, digest: str) -> int:
 def least_blocks(kernel: Kernel, target: str) -> int:
     """Return how many blocks of a kernel a multiprocessor is to hold.
 
-    Two; but the 64 KB of a Turing's shared memory hold one of the gradients in float32, which bound nothing there: its
-    multiply-adds do.
+    Two; but a Turing's shared memory, 64 KB, holds only one of the gradients in float32.
     """
     single = dict(kernel.defines).get("FLOAT32", 0) and dict(kernel.defines).get("KT", 0) > 32
     return 1 if target == "sm_75" and single else LEAST_BLOCKS
