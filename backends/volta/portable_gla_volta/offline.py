@@ -128,10 +128,12 @@ def _products(kernel: Kernel, digest: str) -> int:
 def least_blocks(kernel: Kernel, target: str) -> int:
     """Return how many blocks of a kernel a multiprocessor is to hold.
 
-    Two; but a Turing's shared memory, 64 KB, holds only one of the gradients in float32.
+    Two; but a Turing's shared memory, 64 KB, holds only one of the gradients in float32, and of walks at K = 256.
     """
-    single = dict(kernel.defines).get("FLOAT32", 0) and dict(kernel.defines).get("KT", 0) > 32
-    return 1 if target == "sm_75" and single else LEAST_BLOCKS
+    constants = dict(kernel.defines)
+    large = constants.get("KT", 0) > 32 if "FLOAT32" in constants else (
+        constants.get("KP") == 256 and kernel.entry in ("forward", "exact"))
+    return 1 if target == "sm_75" and large else LEAST_BLOCKS
 
 
 def usage(log: str) -> tuple[int, int]:
