@@ -164,13 +164,15 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     Values values;
     load_values(values, VALUES_AT);
     read_scores(out, values, SCORES_AT);
+    float lift = 1.0f;
     if (CHANNEL) decay_state(state, TOTALS + 8 * KP, true);
     else {
-      weigh_values(values, VECTORS + VECTOR_SUFFIX);
-      decay_state(state, VECTORS + VECTOR_TOTAL, false);
+      lift = weigh_values(values, VECTORS + VECTOR_SUFFIX);
+      scale_state(state, shared_float(VECTORS + VECTOR_TOTAL) * lift);
     }
     add_to_state(state, values, TILE_BYTES);
     if (CHANNEL) decay_state(state, TOTALS + 12 * KP, true);
+    else scale_state(state, inverse_power(lift));
     if (WK > 1) {  // warps that share columns of V add up what they found, where the operands were
       UNROLL for (int part = 1; part < WK; part++) {
         barrier();

@@ -92,12 +92,25 @@ DEVICE void load_values(Values& values, int tile) {
   }
 }
 
-DEVICE void weigh_values(Values& values, int weights) {
+// Returns the power of two by which they are multiplied besides, so that a strong gate leaves something of them.
+DEVICE float weigh_values(Values& values, int weights) {
+  float most = 0.0f;
+  UNROLL for (int step = 0; step < CHUNK / 4; step++)
+    UNROLL for (int n = 0; n < 2; n++)
+      most = larger(most, larger(magnitude(half_low(values.word[step][n])), magnitude(half_high(values.word[step][n]))));
+  float lift = lift_of(largest_of_warp(most));
   UNROLL for (int step = 0; step < CHUNK / 4; step++) {
-    float weight = shared_float(weights + 4 * (4 * step + quad_lane()));
+    float weight = shared_float(weights + 4 * (4 * step + quad_lane())) * lift;
     UNROLL for (int n = 0; n < 2; n++)
       values.word[step][n] = pack_half(half_low(values.word[step][n]) * weight, half_high(values.word[step][n]) * weight);
   }
+  return lift;
+}
+
+DEVICE void scale_state(Carried& state, float factor) {
+  UNROLL for (int p = 0; p < PARTS; p++)
+    UNROLL for (int t = 0; t < 2; t++)
+      UNROLL for (int i = 0; i < 8; i++) state.s[p][t][i] *= factor;
 }
 
 // S <- S times the decays at `totals`, one float a channel, or one for all.

@@ -132,15 +132,16 @@ KERNEL(states, THREADS, 2, SweepArguments) {
     barrier();
     Values values;
     load_values(values, VALUES_AT);
+    float lift = 1.0f;
     if (CHANNEL) decay_state(state, TOTALS + 8 * KP, true);
     else {
-      weigh_values(values, VECTORS + (forward ? VECTOR_SUFFIX : VECTOR_PREFIX));
-      decay_state(state, VECTORS + VECTOR_TOTAL, false);
+      lift = weigh_values(values, VECTORS + (forward ? VECTOR_SUFFIX : VECTOR_PREFIX));
+      scale_state(state, shared_float(VECTORS + VECTOR_TOTAL) * lift);
       decays[0] *= shared_float(VECTORS + VECTOR_TOTAL) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f);
     }
     add_to_state(state, values, 0);
     if (CHANNEL) decay_state(state, TOTALS + 12 * KP, true);
-    else if (split) decay_state(state, VECTORS + VECTOR_FIRST, false);
+    else scale_state(state, inverse_power(lift) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f));
     barrier();
   }
 
