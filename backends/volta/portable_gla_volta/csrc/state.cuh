@@ -93,14 +93,14 @@ DEVICE void load_values(Values& values, int tile) {
 }
 
 // Returns the power of two by which they are multiplied besides, so that a strong gate leaves something of them.
-DEVICE float weigh_values(Values& values, int weights) {
+DEVICE float weigh_values(Values& values, int weights, float factor = 1.0f) {
   float most = 0.0f;
   UNROLL for (int step = 0; step < CHUNK / 4; step++)
     UNROLL for (int n = 0; n < 2; n++)
       most = larger(most, larger(magnitude(half_low(values.word[step][n])), magnitude(half_high(values.word[step][n]))));
-  float lift = lift_of(largest_of_warp(most));
+  float lift = lift_of(largest_of_warp(most) * magnitude(factor));
   UNROLL for (int step = 0; step < CHUNK / 4; step++) {
-    float weight = shared_float(weights + 4 * (4 * step + quad_lane())) * lift;
+    float weight = shared_float(weights + 4 * (4 * step + quad_lane())) * (lift * factor);
     UNROLL for (int n = 0; n < 2; n++)
       values.word[step][n] = pack_half(half_low(values.word[step][n]) * weight, half_high(values.word[step][n]) * weight);
   }

@@ -91,7 +91,7 @@ KERNEL(states, THREADS, 2, SweepArguments) {
       float number[SUB];
       UNROLL for (int r = 0; r < SUB; r++)
         number[r] = inside && first + r < end ? from_half(row_half(x, first + r, channel)) : 0.0f;
-      float e[SUB], weight = forward ? 1.0f : arguments.scale;
+      float e[SUB], weight = forward || !CHANNEL ? 1.0f : arguments.scale;  // per head it goes to the values
       if (CHANNEL) {
         load_decays(e, g, first, end, channel, inside);
         float first_gate = 1.0f, most = 0.0f;
@@ -135,7 +135,8 @@ KERNEL(states, THREADS, 2, SweepArguments) {
     float lift = 1.0f;
     if (CHANNEL) decay_state(state, TOTALS + 8 * KP, true);
     else {
-      lift = weigh_values(values, VECTORS + (forward ? VECTOR_SUFFIX : VECTOR_PREFIX));
+      lift = weigh_values(values, VECTORS + (forward ? VECTOR_SUFFIX : VECTOR_PREFIX),
+                          forward ? 1.0f : arguments.scale);
       scale_state(state, shared_float(VECTORS + VECTOR_TOTAL) * lift);
       decays[0] *= shared_float(VECTORS + VECTOR_TOTAL) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f);
     }
