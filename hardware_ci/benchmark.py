@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import gc
 from collections.abc import Callable, Iterable
@@ -31,6 +32,8 @@ class Effort:
     only: str | None = None
     deadline: Deadline = field(default_factory=Deadline)
     seed: int = 0
+    dtype: torch.dtype = torch.bfloat16
+    widest: int = 0  # K or V at most; 0: any
 
     @property
     def samples(self) -> int:
@@ -43,8 +46,10 @@ class Effort:
         return 1.0 if self.quick else 3.0
 
     def chosen(self) -> list[Case]:
-        """List the cases: all that are tagged "hardware", or of these the brief ones."""
-        return [case for case in cases.select("hardware") if not self.quick or "brief" in case.tags]
+        """List the cases, in this dtype: those tagged "hardware" that are not too wide, or of these the brief ones."""
+        return [dataclasses.replace(case, dtype=self.dtype) for case in cases.select("hardware")
+                if (not self.quick or "brief" in case.tags)
+                and (not self.widest or max(case.key_dim, case.value_dim) <= self.widest)]
 
     def now(self, names: Iterable[str]) -> list[Case]:
         """List those that are still to be timed (``names``) and asked for in this part of the run."""

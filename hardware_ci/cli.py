@@ -105,10 +105,11 @@ def run(
 def small_calls(
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="A device of this machine.")] = None,
     backend: Annotated[str, typer.Option(metavar="NAME", help="The backend.")] = "eager",
+    dtype: Annotated[options.Dtype, typer.Option(help="dtype of the calls.")] = options.Dtype.BFLOAT16,
 ) -> None:
     """Run one small call of each gate, forward, backward and decode: what the sanitizer watches."""
     options.known_backends([backend])
-    for line in small.calls(backend, options.present_device(device)):
+    for line in small.calls(backend, options.present_device(device), dtype.torch):
         output.say(line)
 
 

@@ -22,6 +22,8 @@ def compile_(
                               "compiles for.")] = None,
     sample: Annotated[bool, typer.Option("--sample", help="A few builds that stand for the rest.")] = False,
     jobs: Annotated[int, options.integer(1, "Compilations at a time.")] = 2,
+    again: Annotated[bool, typer.Option(
+        "--again", help="Compile too what the table has already, where a backend tells.")] = False,
     out: Annotated[Path | None, typer.Option(
         metavar="FILE", help="Where the Markdown goes, ending in .md; the YAML goes beside it. Default: "
                              "hardware_ci/offline/BACKEND.md.")] = None,
@@ -29,8 +31,8 @@ def compile_(
 ) -> None:
     """Compile a backend's kernels for devices that are not here; write registers, spills and shared memory as a table.
 
-    A build fails if the compiler says so, if it takes more shared memory than there is, or if it spills on sm_80 or
-    sm_90 and does not stand in offline/allowed_spills.yaml.
+    A build fails if the compiler or the backend says so, if it takes more shared memory than there is, or if it spills
+    on sm_70 to sm_90 and does not stand in offline/allowed_spills.yaml.
 
     Exit status: 0 if no build fails, 1 if one does, 2 for a wrong argument.
     """
@@ -58,7 +60,14 @@ def compile_(
             what = f"{row.target} {row.kernel} {row.configuration}: {wrong}" if wrong else ""
             output.tell(f"{len(done)} of {len(builds)}  {what}")
 
-    rows = offline.compile_all(module, builds, jobs, tick)
+    have = {} if again else offline.known(path.with_suffix(".yaml"), module, builds, _compilers())
+    if have:
+        output.tell(f"{len(have)} of them stand in {path.with_suffix('.yaml')} as they are, and are not compiled again")
+        done += have.values()
+    left = [(index, build) for index, build in enumerate(builds) if index not in have]
+    made = offline.compile_all(module, [build for _, build in left], jobs, tick)
+    rows = [row for _, row in sorted([*have.items(), *((index, row) for (index, _), row in zip(
+        left, made, strict=True))], key=lambda item: item[0])]
     document = offline.as_document(backend, rows, allowed, sample, {"targets": wanted, "compiler": _compilers()})
     documents.write(path.with_suffix(".yaml"), document)
     path.write_text(offline.as_markdown(document), encoding="utf-8")

@@ -12,6 +12,7 @@ from portable_gla import devices
 from portable_gla.problem import Device
 
 PASSES = ("forward", "forward + backward")
+DTYPES = ("bfloat16", "float16", "float32")
 MEASURES = ("peer", "copy", "gate", "decode")
 
 
@@ -47,15 +48,21 @@ class Row:
     """A kind of device: how it is recognised, what must serve it, what was verified, what it must reach.
 
     ``kind`` is the row of ``portable_gla/devices.yaml`` that has its name and figures, and by which it is recognised;
-    ``arch`` narrows that to some of its architectures.
+    ``arch`` narrows that to some of its architectures. A row of a ``type`` instead stands for any device of PyTorch's
+    type of that name, and is taken only where its backend is asked for.
     """
 
     key: str
     kind: str
     backend: str
+    type: str = ""
     arch: tuple[str, ...] = ()
     name: str = ""
     emulated: str = ""  # what was verified without the device, and how; "": nothing
+    dtype: str = "bfloat16"  # of the shapes that are timed, and of the small calls
+    widest: int = 0  # K or V of the shapes that are timed, at most; 0: any
+    environment: tuple[tuple[str, str], ...] = ()  # what must be set before a run starts
+    arguments: str = ""  # of the job, after `hardware_ci run`
     runner: tuple[str, ...] = ()  # labels of a self-hosted runner; none: no job
     floors: tuple[Floor, ...] = field(default=())
 
@@ -100,18 +107,19 @@ def rows(path: Path = places.MATRIX) -> tuple[Row, ...]:
                  for key, entry in document["devices"].items())
 
 
-def recognise(device: Device, path: Path = places.MATRIX) -> Row | None:
-    """Find the row of a device; None: the matrix does not know it."""
-    for row in rows(path):
-        if row.kind == device.kind and (not row.arch or device.arch in row.arch):
-            return row
-    return None
+def recognise(device: Device, backend: str | None = None, path: Path = places.MATRIX) -> Row | None:
+    """Find the row of a device, on which ``backend`` is asked for; None: the matrix does not know it."""
+    found = next((row for row in rows(path) if not row.type and row.kind == device.kind and (
+        not row.arch or device.arch in row.arch)), None)
+    if backend is not None and (found is None or found.backend != backend):
+        found = next((row for row in rows(path) if row.type == device.type and row.backend == backend), found)
+    return found
 
 
 def _row(key: str, entry: dict[str, Any], targets: dict[str, tuple[Floor, ...]]) -> Row:
     entry = dict(entry)
-    kind = str(entry.pop("kind", key))
-    if kind not in devices.table():
+    kind = "" if entry.get("type") else str(entry.pop("kind", key))
+    if kind and kind not in devices.table():
         raise MatrixError(f"{key}: kind: expected a row of devices.yaml ({', '.join(devices.table())}), got {kind!r}")
     floors = entry.pop("floors", None)
     if floors is not None and floors not in targets:
@@ -119,6 +127,12 @@ def _row(key: str, entry: dict[str, Any], targets: dict[str, tuple[Floor, ...]])
     for name in ("arch", "runner"):
         if name in entry:
             entry[name] = tuple(map(str, entry[name]))
+    if "environment" in entry:
+        entry["environment"] = tuple((str(name), str(value)) for name, value in entry["environment"].items())
+    if entry.get("dtype", "bfloat16") not in DTYPES:
+        raise MatrixError(f"{key}: dtype: expected one of {', '.join(DTYPES)}, got {entry['dtype']!r}")
+    if kind == "" and not entry.get("name"):
+        raise MatrixError(f"{key}: name: expected one, for no row of devices.yaml stands behind it")
     try:
         return Row(key=str(key), kind=kind, floors=targets[floors] if floors else (), **entry)
     except TypeError as error:

@@ -7,7 +7,9 @@ A backend takes part with a module ``portable_gla_<backend>.offline`` that has
   and ``configuration`` (a dict); with ``sample`` only a few that stand for the rest;
 - ``compile_one(build)``, which compiles one and returns an object with ``build``, ``registers``, ``spills`` (bytes),
   ``shared`` and ``shared_limit`` (bytes), ``warps``, ``occupancy`` (blocks per multiprocessor that its model predicts),
-  ``seconds`` and ``error``; None where the target's compiler does not tell.
+  ``seconds`` and ``error``; None where the target's compiler does not tell. It may have ``extra``, a dict of what else
+  there is to say; a backend's own rules are errors. With ``extra["key"]`` and a function ``key(build)``, a hash of all
+  that a build is made of, what a table has already is not compiled again.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from typing import Any, Protocol
 
 from hardware_ci import documents, places
 
-NO_SPILLS = ("sm_80", "sm_90")  # where a kernel that spills is a mistake, unless it stands in the list
+NO_SPILLS = ("sm_70", "sm_75", "sm_80", "sm_90")  # where a spill is a mistake, unless it stands in the list
 MOST_ALLOWED = 64  # bytes
+_HIDDEN = ("key",)  # of a row's extra: for programs
 ALLOWED = places.OFFLINE / "allowed_spills.yaml"
 
 
@@ -57,6 +60,7 @@ class Row:
     occupancy: float | None = None
     seconds: float = 0.0
     error: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,21 @@ def compile_all(module: Any, builds: Sequence[Build], jobs: int,
     return [rows[index] for index in range(len(builds))]
 
 
+def known(path: Path, module: Any, builds: Iterable[Build], compiler: str) -> dict[int, Row]:
+    """Return the rows of a table that stand for builds as they are now, by the builds' numbers."""
+    key = getattr(module, "key", None)
+    document = documents.read(path) if key is not None and path.exists() else None
+    if not document or document.get("compiler") != compiler:
+        return {}
+    rows = {entry["extra"]["key"]: entry for entry in document["rows"] if entry.get("extra") and not entry["broken"]}
+    found = {}
+    for index, build in enumerate(builds):
+        entry = rows.get(key(build)) if key is not None else None
+        if entry is not None:
+            found[index] = Row(**{name: value for name, value in entry.items() if name != "broken"})
+    return found
+
+
 def broken(row: Row, allowed: Iterable[Allowed] = ()) -> str:
     """Say which rule a row breaks; ``""``: none."""
     if row.error:
@@ -158,7 +177,8 @@ def as_document(backend: str, rows: Sequence[Row], allowed: Sequence[Allowed], s
     """Return the table as plain data; times of compilation are left out, so that it changes only with the builds."""
     entries = []
     for row in rows:
-        entry = {key: value for key, value in asdict(row).items() if key not in ("seconds", "error")}
+        entry = {key: value for key, value in asdict(row).items()
+                 if key not in ("seconds", "error") and (key != "extra" or value)}
         entry["broken"] = broken(row, allowed)
         entries.append(entry)
     return {"backend": backend, "sample": sample, **about, "builds": len(rows),
@@ -168,17 +188,22 @@ def as_document(backend: str, rows: Sequence[Row], allowed: Sequence[Allowed], s
 def as_markdown(document: dict[str, Any]) -> str:
     """Write the table for people."""
     which = "a sample of the builds" if document["sample"] else "every build"
+    extra = [name for name in next((row["extra"] for row in document["rows"] if row.get("extra")), {})
+             if name not in _HIDDEN]
+    also = f" {', '.join(extra)} |" if extra else ""
     lines = [f"# Backend {document['backend']}, compiled without a device", "",
              f"Written by `python -m hardware_ci compile`: {which}, {document['builds']} in all, "
              f"{document['broken']} against a rule. Compiled is not run: nothing here says that a kernel is right or "
              f"fast. Compiler: {document['compiler']}.", "",
-             "| target | kernel | configuration | registers | spills | shared memory | warps | blocks (predicted) | |",
-             "|---|---|---|---|---|---|---|---|---|"]
+             "| target | kernel | configuration | registers | spills | shared memory | warps | blocks (predicted) |"
+             f"{also} |",
+             f"|---|---|---|---|---|---|---|---|{'---|' * bool(extra)}---|"]
     for row in document["rows"]:
         configuration = ", ".join(f"{name} {value}" for name, value in row["configuration"].items())
         occupancy = "" if row["occupancy"] is None else f"{row['occupancy']:g}"
         cells = [row["target"], f"`{row['kernel']}`", configuration, _cell(row["registers"]), _cell(row["spills"]),
                  f"{row['shared']:,} of {row['shared_limit']:,}", str(row["warps"]), occupancy,
+                 *([", ".join(str(row.get("extra", {}).get(name, "")) for name in extra)] if extra else []),
                  row["broken"].replace("|", "\\|").replace("\n", " ")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -220,7 +245,7 @@ def _compile(module: str, build: Build) -> Row:
         lines = str(error).strip().splitlines()
         return _row(build, error=": ".join([type(error).__name__, *lines[-1:]]))
     return _row(build, found.registers, found.spills, found.shared, found.shared_limit, found.warps, found.occupancy,
-                found.seconds, found.error)
+                found.seconds, found.error, dict(getattr(found, "extra", {})))
 
 
 def _row(build: Build, *figures: Any, error: str = "") -> Row:

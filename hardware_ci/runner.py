@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Run:
         self.options, self.say = options, say
         self.deadline = Deadline(options.timeout)
         self.here = devices.of(options.device)
-        self.row = matrix.recognise(self.here)
+        self.row = matrix.recognise(self.here, options.backend)
         self.backend = options.backend or self._due()
         what: dict[str, Any] = {
             "row": self.row.key if self.row else None, "backend": self.backend, "quick": options.quick,
@@ -63,7 +64,7 @@ class Run:
         _make_current(self.options.device)
         self._step("conformance", self._conformance)
         self._step("sanitizer", lambda before: sanitizer.run(
-            self.backend, self.options.device, self.deadline, before))
+            self.backend, self.options.device, self.deadline, before, self.row.dtype if self.row else "bfloat16"))
         self._step("benchmarks", self._benchmarks)
         self._step("graphs", self._graphs)
         self._hold()
@@ -154,8 +155,11 @@ class Run:
         return found if self.options.cases is None else {**found, "only": self.options.cases}
 
     def _effort(self) -> benchmark.Effort:
-        return benchmark.Effort(self.backend, self.options.device, self.options.quick, self.options.only, self.deadline,
-                                self.options.seed)
+        options = self.options
+        found = benchmark.Effort(
+            self.backend, options.device, options.quick, options.only, self.deadline, options.seed)
+        return found if self.row is None else dataclasses.replace(
+            found, dtype=getattr(torch, self.row.dtype), widest=self.row.widest)
 
     def _gate(self) -> None:
         """Refuse to time what is not right: a wrong result has no speed."""

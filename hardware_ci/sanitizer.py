@@ -41,7 +41,7 @@ def find(environment: Mapping[str, str] | None = None) -> Path | None:
 
 
 def run(backend: str, device: torch.device, deadline: Deadline, before: Mapping[str, Any] | None = None,
-        ) -> dict[str, Any]:
+        dtype: str = "bfloat16") -> dict[str, Any]:
     """Run both tools, those aside that passed in an earlier part of the run (``before``); return the step."""
     if device.type != "cuda" or torch.version.hip:
         kind = "AMD GPUs" if torch.version.hip else device.type
@@ -52,16 +52,18 @@ def run(backend: str, device: torch.device, deadline: Deadline, before: Mapping[
                                               "/usr/local/cuda/bin, or in a wheel's nvidia/*/bin"}
     known: Mapping[str, Any] = (before or {}).get("tools", {})
     found = {name: known[name] if known.get(name, {}).get("outcome") == PASSED
-             else watch(tool, name, backend, str(device), min(_LONGEST, deadline.left)) for name in TOOLS}
+             else watch(tool, name, backend, str(device), min(_LONGEST, deadline.left), dtype) for name in TOOLS}
     outcomes = [each["outcome"] for each in found.values()]
     outcome = next((each for each in (FAILED, INCOMPLETE) if each in outcomes), PASSED)
     return {"outcome": outcome, "tools": found}
 
 
-def watch(tool: Path, name: str, backend: str, device: str, seconds: float) -> dict[str, Any]:
+def watch(tool: Path, name: str, backend: str, device: str, seconds: float,
+          dtype: str = "bfloat16") -> dict[str, Any]:
     """Run the small script under one tool."""
     command = [str(tool), "--tool", name, "--error-exitcode", str(_FOUND), "--target-processes", "application-only",
-               sys.executable, "-m", "hardware_ci", "small", "--device", device, "--backend", backend]
+               sys.executable, "-m", "hardware_ci", "small", "--device", device, "--backend", backend,
+               "--dtype", dtype]
     # Each tensor in an allocation of its own: inside PyTorch's large blocks memcheck sees no bounds.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     start = time.perf_counter()

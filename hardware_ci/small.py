@@ -14,7 +14,7 @@ from portable_gla.testing.running import Target, run
 _TOKENS = 130  # past two blocks of 64, and no multiple of anything
 
 
-def calls(backend: str, device: torch.device) -> list[str]:
+def calls(backend: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> list[str]:
     """Run them; return a line for each.
 
     Raises
@@ -25,7 +25,7 @@ def calls(backend: str, device: torch.device) -> list[str]:
     lines = []
     for gate in cases.GATES:
         case = dataclasses.replace(cases.named(f"gate-{gate}-bf16"), name=f"small-{gate}", tokens=_TOKENS, key_dim=64,
-                                   value_dim=64)
+                                   value_dim=64, dtype=dtype)
         found = run(Target(backend, device), inputs.make(case, 0, device))
         found |= _decode(case, backend, device)
         for name, value in found.items():

@@ -49,7 +49,7 @@ def verified(row: matrix.Row, found: Sequence[Result], builds: Path = places.OFF
     if not good:
         if row.emulated:
             parts.append(row.emulated)
-        arches = row.arch or (devices.table()[row.kind].arch,)
+        arches = row.arch or ((devices.table()[row.kind].arch,) if row.kind else ())
         parts += [text for text in (offline.summary(row.backend, arch, builds) for arch in arches) if text]
         parts.append("not yet run on a chip" if parts else "nothing: not yet run")
     return "; ".join(parts)

@@ -36,11 +36,11 @@ _JOB = """\
       contains(fromJSON(vars.HARDWARE || '[]'), '{key}'))
     runs-on: [{labels}]
     timeout-minutes: 120
-    steps:
+{environment}    steps:
       - uses: actions/checkout@v4
       - run: python3 -m venv --system-site-packages .venv
       - run: .venv/bin/python -m pip install --editable .
-      - run: .venv/bin/python -m hardware_ci run --jobs 4 --out results
+      - run: .venv/bin/python -m hardware_ci run --jobs 4 --out results{arguments}
       - uses: actions/upload-artifact@v4
         if: always()
         with:
@@ -53,5 +53,11 @@ def text() -> str:
     """Return the workflow file: a job per row of the matrix that names a runner."""
     rows = [row for row in matrix.rows() if row.runner]
     return _HEAD + "\n".join(
-        _JOB.format(job=f"device-{row.key}", key=row.key, title=f'"{row.title}"', labels=", ".join(row.runner))
+        _JOB.format(job=f"device-{row.key}", key=row.key, title=f'"{row.title}"', labels=", ".join(row.runner),
+                    environment=_environment(row), arguments=f" {row.arguments}" if row.arguments else "")
         for row in rows)
+
+
+def _environment(row: matrix.Row) -> str:
+    lines = [f'      {name}: "{value}"' for name, value in row.environment]
+    return "\n".join(["    env:", *lines, ""]) if lines else ""

@@ -6,8 +6,9 @@ that backend's ``forward``, keeps the one residual tensor, and hands both to the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -159,3 +160,32 @@ class RoundsOperands(Protocol):
     """
 
     rounds_operands: bool
+
+
+class Built(NamedTuple):
+    """A kernel that was prebuilt."""
+
+    name: str  # with its constants, for people
+    path: Path | None  # where its machine code lies
+    compiled: bool  # False: it was there already
+
+
+@runtime_checkable
+class Prebuilds(Protocol):
+    """A backend that compiles kernels when they are first used, and can do so ahead of time: ``portable-gla build``."""
+
+    prebuild_targets: tuple[str, ...]  # the architectures it compiles for
+
+    def prebuild(self, target: str, cache: Path | None) -> tuple[int, Iterator[Built]]:
+        """Return how many kernels a target has, and an iterator that compiles those which the cache lacks.
+
+        ``cache`` is the folder that machines name in ``PORTABLE_GLA_CACHE``; None: this machine's own.
+
+        Raises
+        ------
+        ValueError
+            For a target that is not one of ``prebuild_targets``.
+        portable_gla.errors.KernelError
+            If no compiler is here, or a kernel does not compile.
+        """
+        ...

@@ -11,7 +11,8 @@ from portable_gla_doctor.finding import Finding, Severity
 Check = Callable[[Facts], Finding | None]
 
 _CU126 = ("pip install torch --index-url https://download.pytorch.org/whl/cu126 "
-          "(the CUDA 12.6 builds are the last with code for sm_50 to sm_70; the last driver for those GPUs is R580)")
+          "(the CUDA 12.6 builds, up to torch 2.14, are the last with code for sm_50 to sm_70; their last driver is "
+          "R580)")
 
 
 def torch_missing(facts: Facts) -> Finding | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import portable_gla
-from portable_gla.cli import bench, demo, doctor, plan, verify
+from portable_gla.cli import bench, build, demo, doctor, plan, verify
 
 app = typer.Typer(name="portable-gla", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode="markdown",
@@ -17,6 +17,7 @@ app.command("plan")(plan.plan)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
+app.command("build")(build.build)
 
 
 def _print_version(wanted: bool) -> None:

@@ -38,6 +38,8 @@ def attend(target: Target, case: Case, function: Any, given: inputs.Inputs) -> l
 @pytest.mark.parametrize("name", CASES)
 def test_dynamic_tokens(target: Target, name: str, seed: int, poisoned: None) -> None:
     case = CASES[name]
+    if case.dtype == torch.bfloat16 and target.reasons_against(case):  # test_check holds the refusal
+        case = dataclasses.replace(case, dtype=torch.float16)
 
     def function(tensors: dict[str, Tensor], cu_seqlens: Tensor | None) -> Any:
         return portable_gla.attention(

@@ -64,6 +64,11 @@ def test_autocast(target: Target, dtype: torch.dtype, gate_dtype: torch.dtype, s
     assert given.g is not None and given.initial_state is not None
     q, k, v = (x.detach().requires_grad_() for x in (given.q, given.k, given.v))
     g = given.g.to(gate_dtype).requires_grad_()
+    if target.reasons_against(dataclasses.replace(given.case, dtype=dtype, gate_dtype=gate_dtype)):
+        with target.pinned(), torch.autocast(target.device.type, dtype=dtype), \
+                pytest.raises(portable_gla.UnsupportedProblem):
+            portable_gla.attention(q, k, v, g, backend=target.backend)
+        return
     with target.pinned():
         with torch.autocast(target.device.type, dtype=dtype):
             o, state = portable_gla.attention(q, k, v, g, initial_state=given.initial_state, output_final_state=True,

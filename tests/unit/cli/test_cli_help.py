@@ -9,7 +9,7 @@ import pytest
 
 import portable_gla
 
-COMMANDS = ("doctor", "plan", "verify", "bench", "demo")
+COMMANDS = ("doctor", "plan", "verify", "bench", "demo", "build")
 
 
 def test_the_overview_lists_every_command(cli):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import yaml
 
-from hardware_ci import floors, matrix, places
+from hardware_ci import benchmark, floors, matrix, places, workflow
 from portable_gla import devices
 from portable_gla.problem import Device
 from portable_gla.testing import cases
@@ -14,7 +15,7 @@ TO_COME = {"triton", "volta", "ascend"}  # named before their folders exist
 
 
 def test_every_kind_of_device_has_a_row():
-    assert {row.kind for row in matrix.rows()} == set(devices.table())
+    assert {row.kind for row in matrix.rows() if not row.type} == set(devices.table())
 
 
 def test_backends_are_those_that_exist_or_are_to_come():
@@ -26,6 +27,8 @@ def test_backends_are_those_that_exist_or_are_to_come():
 
 def test_architectures_go_to_the_backend_that_is_made_for_them():
     for row in matrix.rows():
+        if row.type:  # for a backend that is asked for, wherever it can run
+            continue
         arch = devices.table()[row.kind].arch
         if arch in ("sm_70", "sm_75"):
             assert row.backend == "volta"
@@ -48,7 +51,37 @@ def test_recognition(device, key):
     assert (row.key if row else None) == key
 
 
+def test_a_backend_that_is_asked_for_may_have_a_row_of_its_own():
+    h200, v100 = Device("cuda", "h200", "sm_90"), Device("cuda", "v100", "sm_70")
+    assert matrix.recognise(h200, "volta").key == "volta-elsewhere"
+    assert matrix.recognise(Device("cuda", "", "sm_120"), "volta").key == "volta-elsewhere"
+    assert matrix.recognise(v100, "volta").key == "v100"
+    assert matrix.recognise(h200, "triton").key == matrix.recognise(h200, "eager").key == "h200"
+    assert matrix.recognise(Device("cpu", "cpu", "x86_64"), "volta").key == "cpu"
+
+
+def test_volta_is_timed_in_what_it_has():
+    """It has no bfloat16, and K and V end at 256: what it refuses would fail the run."""
+    for row in matrix.rows():
+        effort = benchmark.Effort("", torch.device("cpu"), dtype=getattr(torch, row.dtype), widest=row.widest)
+        dims = {size for case in effort.chosen() for size in (case.key_dim, case.value_dim)}
+        assert {case.dtype for case in effort.chosen()} == {torch.float16 if row.backend == "volta" else torch.bfloat16}
+        assert max(dims) == (256 if row.widest else 512)
+        assert bool(row.widest) == (row.key in ("v100", "t4"))
+
+
+def test_a_job_sets_what_its_row_says():
+    text = workflow.text()
+    _, _, job = text.partition("device-volta-elsewhere:")
+    job = job.partition("  device-")[0]
+    assert 'env:\n      PORTABLE_GLA_VOLTA_ELSEWHERE: "1"\n' in job
+    assert "hardware_ci run --jobs 4 --out results --backend volta --skip-bench\n" in job
+    assert text.count("env:") == 1 and yaml.safe_load(text)["jobs"]["device-v100"]
+
+
 @pytest.mark.parametrize(("change", "words"), [
+    ({"dtype": "float8"}, ["h200", "dtype", "'float8'"]),
+    ({"type": "cuda"}, ["h200", "name"]),
     ({"kind": "h9000"}, ["h200", "kind", "'h9000'"]),
     ({"floors": "none such"}, ["h200", "floors", "'none such'"]),
     ({"bakcend": "triton"}, ["h200", "bakcend"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 
 import pytest
@@ -86,6 +87,35 @@ def test_targets_a_sample_and_what_was_compiled_in_a_few_words(compile_, tmp_pat
     assert offline.summary("fakesample", "sm_80", tmp_path) == offline.summary("other", "sm_90", tmp_path) == ""
 
 
+def test_what_else_a_backend_has_to_say(compile_, tmp_path):
+    result, found = compile_(name="fakeextra", fault='''
+        class Told(Compiled):
+            extra = {"hmma": 64, "key": "k"}
+        return Told(build, 128, 0, 1000, 2000, 4, 2.0, 0.5, "")
+    ''')
+    assert result.exit_code == 0 and all(row["extra"] == {"hmma": 64, "key": "k"} for row in found["rows"])
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| blocks (predicted) | hmma | |" in text
+    assert "| sm_90 | `forward` | dim 128, tile [16, 16] | 128 | 0 | 1,000 of 2,000 | 4 | 2 | 64 |  |" in text
+
+
+def test_what_the_table_has_is_not_compiled_again(compile_, tmp_path, monkeypatch):
+    counted = f'''
+        class Told(Compiled):
+            extra = {{"key": f"{{build.target}} {{build.configuration['dim']}}"}}
+        with open("{tmp_path / 'log'}", "a") as log:
+            log.write("x")
+        wrong = "spills" if build.target == "sm_80" and build.configuration["dim"] == 64 else ""
+        return Told(build, 128, 0, 1000, 2000, 4, 2.0, 0.5, wrong)
+    '''
+    text = MODULE + "\ndef key(build):\n    return f\"{build.target} {build.configuration['dim']}\"\n"
+    monkeypatch.setattr(sys.modules[__name__], "MODULE", text)
+    for arguments, made in (((), 6), ((), 7), (("--again",), 13)):  # the wrong one is tried again
+        result, found = compile_(*arguments, "--jobs", "1", name="fakekeys", fault=counted)
+        assert result.exit_code == 1 and len(found["rows"]) == 6 and found["broken"] == 1
+        assert len((tmp_path / "log").read_text(encoding="utf-8")) == made
+
+
 def test_an_error_and_a_compiler_that_dies_are_rows_that_fail(compile_):
     result, found = compile_("--targets", "sm_80,gfx942", name="fakedies", fault='''
         if build.configuration["dim"] == 128:
@@ -105,6 +135,7 @@ def test_an_error_and_a_compiler_that_dies_are_rows_that_fail(compile_):
     (Row("k", "gfx942", shared=11, shared_limit=10), "11 bytes of shared memory, of 10"),
     (Row("k", "sm_80", spills=8), "8 bytes of spills"),
     (Row("k", "sm_90", spills=8), "8 bytes of spills"),
+    (Row("k", "sm_70", spills=8), "8 bytes of spills"),
     (Row("k", "sm_100", spills=8), ""),
     (Row("k", "gfx942", spills=None), ""),
 ])

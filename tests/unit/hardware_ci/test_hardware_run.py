@@ -125,7 +125,7 @@ def test_a_case_that_the_backend_refuses_is_not_served_by_another(monkeypatch):
 def test_a_missed_floor_fails_the_run_and_names_the_row(tiny, monkeypatch):
     floor = matrix.Floor("ten times faster than light", "decode", each=1e-9)
     row = dataclasses.replace(CPU_ROW, backend="eager", floors=(floor,))
-    monkeypatch.setattr(matrix, "recognise", lambda device: row)
+    monkeypatch.setattr(matrix, "recognise", lambda device, backend: row)
     result, found = tiny()
     assert result.exit_code == 1 and found["verdict"] == "failed"
     assert found["floors"][0]["outcome"] == "missed"
@@ -134,14 +134,14 @@ def test_a_missed_floor_fails_the_run_and_names_the_row(tiny, monkeypatch):
 
 def test_floors_are_for_the_backend_that_is_due(tiny, monkeypatch):
     row = dataclasses.replace(CPU_ROW, backend="cpu", floors=(matrix.Floor("f", "decode", each=1e-9),))
-    monkeypatch.setattr(matrix, "recognise", lambda device: row)
+    monkeypatch.setattr(matrix, "recognise", lambda device, backend: row)
     result, found = tiny("--backend", "eager")
     assert result.exit_code == 0 and "floors" not in found
     assert "not the one that has to serve this device" in result.stderr
 
 
 def test_an_unknown_device_is_unverified_and_runs(tiny, monkeypatch):
-    monkeypatch.setattr(matrix, "recognise", lambda device: None)
+    monkeypatch.setattr(matrix, "recognise", lambda device, backend: None)
     result, found = tiny(base=TINY[:-2])
     assert result.exit_code == 0 and "UNVERIFIED" in result.stderr
     assert found["row"] is None and found["steps"]["conformance"]["outcome"] == "passed"
@@ -151,7 +151,7 @@ def test_an_unknown_device_is_unverified_and_runs(tiny, monkeypatch):
 
 def test_a_backend_that_is_due_and_missing_is_no_other(tiny, monkeypatch):
     row = dataclasses.replace(CPU_ROW, backend="to-come")
-    monkeypatch.setattr(matrix, "recognise", lambda device: row)
+    monkeypatch.setattr(matrix, "recognise", lambda device, backend: row)
     result, found = tiny(base=TINY[:-2])
     assert result.exit_code == 1
     assert "to-come has to serve this device and is not installed" in found["steps"]["conformance"]["reason"]

@@ -1,0 +1,1 @@
+"""CUDA C++ kernels for Volta and Turing, and what builds, launches and checks them."""

@@ -1,0 +1,126 @@
+"""The kernels of every call: how sizes are rounded up, who works on what, and what that takes of shared memory.
+
+A table and no search: nothing is tuned while a user waits. Shared memory follows the constants of the sources.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from portable_gla_volta.kernel import Kernel
+
+LARGEST = 256
+"""K and V at most."""
+
+CHUNK = 32
+"""Tokens of a chunk of float16, of a chunk's gradients, and between kept states."""
+
+_WIDTHS = (32, 64, 128, 256)  # to which K is rounded up
+_VECTORS = 400  # bytes of a chunk's decays per head
+
+
+class Sweep(NamedTuple):
+    """A program of the float16 forward pass or of states: ``wide`` columns of V by all of K, shared by warps."""
+
+    keys: int
+    wide: int
+    warps_v: int
+    warps_k: int
+
+    @property
+    def warps(self) -> int:
+        """All of a program's warps."""
+        return self.warps_v * self.warps_k
+
+    @property
+    def defines(self) -> tuple[tuple[str, int], ...]:
+        """What the sources call these."""
+        return ("KP", self.keys), ("BV", self.wide), ("WV", self.warps_v), ("WK", self.warps_k)
+
+
+def padded(key_dim: int) -> int:
+    """Return K as the kernels have it."""
+    return next(width for width in _WIDTHS if key_dim <= width)
+
+
+def sweep(key_dim: int, value_dim: int) -> Sweep:
+    """Return the program that walks a segment of a call in float16."""
+    keys = padded(key_dim)
+    wide = 32 if value_dim <= 32 or keys == 256 else 64  # a state of 64 registers a thread at most
+    warps = max(2 * _tile(keys) // 32, wide // 16)
+    return Sweep(keys, wide, wide // 16, warps // (wide // 16))
+
+
+def _tile(keys: int) -> int:
+    """Return the channels of K that a pair of operands in shared memory has."""
+    return min(keys, 64)
+
+
+def forward(shape: Sweep, channel: bool) -> Kernel:
+    """Return the forward pass in float16."""
+    shared = 2 * CHUNK * shape.keys * 2 + max(CHUNK * (shape.wide + CHUNK) * 2, 2 * shape.warps * 1024)
+    shared += 24 * shape.keys + _VECTORS + 4 * shape.warps + 16
+    return Kernel("forward", "forward.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
+
+
+def states(shape: Sweep, channel: bool) -> Kernel:
+    """Return the states in float16: summaries, and those that are kept."""
+    shared = CHUNK * shape.keys * 2 + CHUNK * shape.wide * 2 + 24 * shape.keys + _VECTORS
+    return Kernel("states", "states.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
+
+
+def exact(keys: int, channel: bool, read: bool) -> Kernel:
+    """Return the forward pass (``read``) or the states in float32."""
+    rows = 8 * 4 * keys
+    shared = rows * (1 + read) + (rows if channel else 32) + 8 * 128 + (8 * 8 * 128 + 4 * keys if read else 0)
+    return Kernel("exact", "exact.cu", (("KP", keys), ("CHANNEL", int(channel)), ("READ", int(read))), 256, shared)
+
+
+def gradients(keys: int, channel: bool, dtype: torch.dtype) -> Kernel:
+    """Return the gradients of a chunk."""
+    single = dtype == torch.float32
+    size, wide = (4 if single else 2), _tile(keys)
+    tile, part, kept = CHUNK * wide * size, CHUNK * 32 * size, 32 * wide * size
+    warps = wide // 16
+    shared = max(2 * part + 2 * kept + tile, 3 * tile + kept) + CHUNK * CHUNK * size + 4 * CHUNK + 16 * wide + _VECTORS
+    shared += 16 + 64 + 4 * 32 * warps
+    defines = (("KP", keys), ("KT", wide), ("CHANNEL", int(channel)), *((("FLOAT32", 1),) if single else ()))
+    return Kernel("gradients", "gradients.cu", defines, 2 * wide, shared)
+
+
+def gradient_width(key_dim: int) -> int:
+    """Return the channels of K, or of V, that a program of the gradients has."""
+    return _tile(padded(key_dim))
+
+
+SCAN = Kernel("scan", "scan.cu", (), 256, 0)
+FOLD = Kernel("fold", "fold.cu", (), 128, 512)
+
+
+def decode(key_dim: int) -> Kernel:
+    """Return the decoding step."""
+    return Kernel("decode", "decode.cu", (("KP", padded(key_dim)),), 256, 1024)
+
+
+@functools.cache
+def _all() -> tuple[Kernel, ...]:
+    found = [SCAN, FOLD]
+    for keys, channel in itertools.product(_WIDTHS, (True, False)):
+        for value in (32, 64):
+            shape = sweep(keys, value)
+            found += [forward(shape, channel), states(shape, channel)]
+        found += [exact(keys, channel, True), exact(keys, channel, False)]
+        found += [gradients(keys, channel, dtype) for dtype in (torch.float16, torch.float32)]
+        found.append(decode(keys))
+    return tuple(dict.fromkeys(found))
+
+
+def kernels(target: str) -> Iterator[Kernel]:
+    """Yield every kernel for a target: the same ones for all."""
+    del target
+    yield from _all()

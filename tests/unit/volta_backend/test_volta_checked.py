@@ -1,0 +1,70 @@
+"""Real cases with every check of the emulator on, and with sums cut as V100 cuts them: still within the budgets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from portable_gla_volta import emulator
+
+from portable_gla.testing import cases, checks
+from portable_gla.testing import inputs as numbers
+from portable_gla.testing.cases import Case
+from portable_gla.testing.running import Target, run
+
+TARGET = Target("volta", emulated=True)
+HALF = [case for case in cases.CONFORMANCE if case.dtype == torch.float16 and "large" not in case.tags]
+SINGLE = [case for case in cases.select("quick") if case.dtype == torch.float32]
+
+
+def hold(case: Case, seed: int, name: str = "within_budget") -> None:
+    check = checks.CHECKS[name]
+    if check.applies(case):
+        assert [str(row) for row in check(TARGET, case, seed) if not row.ok] == []
+
+
+@pytest.mark.parametrize("case", HALF, ids=str)
+def test_float16_with_truncated_sums(case: Case, seed: int) -> None:
+    with emulator.options(truncate=True, checks="all", order=seed + 1):
+        hold(case, seed)
+
+
+@pytest.mark.parametrize("case", SINGLE, ids=str)
+def test_float32(case: Case, seed: int) -> None:
+    with emulator.options(checks="all", order=seed + 1):
+        hold(case, seed)
+
+
+@pytest.mark.parametrize("case", [case for case in HALF if "quick" in case.tags], ids=str)
+@pytest.mark.parametrize("name", ["segmented", "decodes"])
+def test_segments_and_decoding(case: Case, name: str, seed: int) -> None:
+    with emulator.options(truncate=True, checks="all"):
+        hold(case, seed, name)
+
+
+def test_the_order_of_threads_changes_nothing(seed: int) -> None:
+    case = cases.named("gate-channel-f16-g-f32")
+    found = []
+    for order in (0, 1, 2):
+        with emulator.options(order=order):
+            found.append(run(TARGET, numbers.make(case, seed)))
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+FOUND_AT_RANDOM = [
+    # An initial state in float64 for all sequences: its gradient is summed by a kernel that writes float32.
+    Case("float64-state", dtype=torch.float16, gate="none", lengths=(16, 65, 0), initial_state="broadcast",
+         initial_dtype=torch.float64, reverse=True, bonus=True, k_heads=1),
+    # Not a token, and heads that are shared.
+    Case("no-token", dtype=torch.float32, lengths=(0,), q_heads=2, k_heads=2, v_heads=4, gate_heads=1,
+         initial_state="each"),
+    Case("no-token-constant", dtype=torch.float16, lengths=(0, 0), q_heads=2, k_heads=2, v_heads=4, gate_heads=1,
+         gate="constant", initial_state="broadcast", bonus=True),
+]
+
+
+@pytest.mark.parametrize("case", FOUND_AT_RANDOM, ids=str)
+def test_what_random_cases_have_found(case: Case, seed: int) -> None:
+    with emulator.options(checks="all"):
+        hold(case, seed)
