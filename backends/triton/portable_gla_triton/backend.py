@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portable_gla import devices
+from portable_gla import devices, segments
 from portable_gla.backend import Backend, Call, DecodeCall, Gradients
 from portable_gla.errors import KernelError
 from portable_gla.problem import Device, Problem, Reason, Schedule
-from portable_gla_triton import launch, segments, tiles
+from portable_gla.segments import Segments
+from portable_gla_triton import launch, tiles
 from portable_gla_triton.operands import EXACT, kind
 from portable_gla_triton.schedule import schedule
-from portable_gla_triton.segments import Segments
 from portable_gla_triton.targets import TARGETS
 from portable_gla_triton.tiles import Tiles
 

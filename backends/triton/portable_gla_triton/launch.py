@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from portable_gla.backend import Call, DecodeCall, Gradients
+from portable_gla.segments import Segments
 from portable_gla_triton.folding import Folds
 from portable_gla_triton.operands import EXACT
-from portable_gla_triton.segments import Segments
 from portable_gla_triton.tiles import Tiles
 
 _INT32 = 2**31

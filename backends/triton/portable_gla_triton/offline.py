@@ -23,8 +23,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from portable_gla import segments
 from portable_gla.backend import Call, DecodeCall
-from portable_gla_triton import kernels, launch, segments, tiles
+from portable_gla_triton import kernels, launch, tiles
 from portable_gla_triton.operands import kind
 from portable_gla_triton.targets import TARGETS, limits
 

@@ -9,8 +9,8 @@ import torch
 
 from portable_gla.cost import cost
 from portable_gla.problem import Problem, Schedule
+from portable_gla.segments import Segments
 from portable_gla_triton.operands import EXACT
-from portable_gla_triton.segments import Segments
 from portable_gla_triton.tiles import Tiles
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portable_gla import devices
+from portable_gla import devices, segments
 from portable_gla.backend import Backend, Built, Call, DecodeCall, Gradients
 from portable_gla.problem import Device, Problem, Reason, Schedule
-from portable_gla_volta import segments, targets
+from portable_gla.segments import Segments
+from portable_gla_volta import targets
 from portable_gla_volta.kernel import Runner
-from portable_gla_volta.segments import Segments
 
 LARGEST = 256
 """K and V at most."""

@@ -21,8 +21,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from portable_gla import segments
 from portable_gla.backend import Call
-from portable_gla_volta import configurations, images, launch, segments, targets
+from portable_gla_volta import configurations, images, launch, targets
 from portable_gla_volta.configurations import CHUNK
 from portable_gla_volta.kernel import Kernel, Runner
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from portable_gla.backend import Call, DecodeCall, Gradients
 from portable_gla.problem import Problem
+from portable_gla.segments import Segments
 from portable_gla_volta import arguments as marshal
 from portable_gla_volta import configurations
 from portable_gla_volta.arguments import DecodeArguments, GradientsArguments, ScanArguments, Sequences, SweepArguments
 from portable_gla_volta.configurations import CHUNK, SCAN
 from portable_gla_volta.folding import Folds
 from portable_gla_volta.kernel import Kernel, Runner
-from portable_gla_volta.segments import Segments
 
 _SCANNED = 1024  # elements of a state that a program of the scan has
 

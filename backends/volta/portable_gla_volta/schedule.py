@@ -14,10 +14,10 @@ import torch
 from portable_gla import devices
 from portable_gla.cost import cost
 from portable_gla.problem import Problem, Schedule
+from portable_gla.segments import Segments
 from portable_gla_volta import configurations, counting, launch
 from portable_gla_volta.configurations import CHUNK
 from portable_gla_volta.counting import Work
-from portable_gla_volta.segments import Segments
 
 STEPS = 4
 """HMMA.884 instructions of one mma with float32 sums; a multiprocessor takes two in a cycle."""

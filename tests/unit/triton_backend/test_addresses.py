@@ -12,7 +12,9 @@ from portable_gla.backend import Call
 from portable_gla.testing import emulate
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from portable_gla_triton import emulator, launch, segments, tiles
+from portable_gla_triton import emulator, launch, tiles
+
+from portable_gla import segments
 
 FAR = 2**26 + 8  # elements from a token to the next: 32 tokens of a chunk pass 2**31
 

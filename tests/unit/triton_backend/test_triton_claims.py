@@ -6,11 +6,10 @@ import dataclasses
 
 import pytest
 import torch
-from portable_gla_triton import segments
 from portable_gla_triton.backend import backend
 
 import portable_gla
-from portable_gla import devices
+from portable_gla import devices, segments
 from portable_gla.problem import Device, Problem
 from portable_gla.testing import emulate
 

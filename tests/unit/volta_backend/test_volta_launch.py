@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 from helpers_volta_calls import CASES, attend, problem_of
-from portable_gla_volta import configurations, emulator, launch, segments, targets
+from portable_gla_volta import configurations, emulator, launch, targets
 from portable_gla_volta.backend import backend
 
 import portable_gla
+from portable_gla import segments
 from portable_gla.problem import Device, Problem
 
 V100 = Device("cuda", "v100", "sm_70", present=False)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import helpers_volta_ptx as helpers
 import pytest
 import torch
-from portable_gla_volta import launch, segments, sources
+from portable_gla_volta import launch, sources
 from portable_gla_volta.emulator import EmulatorRunner, options
 from portable_gla_volta.emulator.errors import OutOfBoundsError, RaceError, UninitialisedError
 from portable_gla_volta.kernel import Kernel, Runner
@@ -18,6 +18,7 @@ from portable_gla_volta.ptx import PtxError, PtxRunner
 from portable_gla_volta.ptx.parse import parse
 from portable_gla_volta.ptx.translate import translate
 
+from portable_gla import segments
 from portable_gla.backend import Call
 
 EVERY = Kernel("every", "every.cu", (), 64, 2048)

@@ -9,12 +9,12 @@ import torch
 from portable_gla_volta import counting, schedule
 from portable_gla_volta.counting import CHUNK, Kind, Work
 from portable_gla_volta.emulator import EmulatorRunner, counts, options
-from portable_gla_volta.segments import Segments
 
 import portable_gla
 from portable_gla import devices
 from portable_gla.cost import cost
 from portable_gla.problem import Problem
+from portable_gla.segments import Segments
 from portable_gla.testing import cases, emulate, inputs
 from portable_gla.testing.cases import Case
 from portable_gla.testing.running import Target, run

@@ -1,4 +1,4 @@
-"""How sequences are cut into segments that run side by side."""
+"""How backends cut sequences into segments that run side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-GRAIN = 64  # tokens: whole chunks of every kernel
+GRAIN = 64  # tokens: a multiple of every backend's chunks, so that a segment is whole chunks
 _VALUES = 64  # channels of V that a program of the forward pass takes, about
 _SHORTEST = 256  # tokens: a shorter segment costs more in states than it gains
 
@@ -19,7 +19,7 @@ class Segments(NamedTuple):
 
 
 def choose(batch: Any, tokens: Any, heads: Any, value_dim: Any, cores: int, pinned: int) -> Segments:
-    """Cut so that every multiprocessor has a program of the forward pass, if the sequences are long enough.
+    """Cut so that every core has a program of the forward pass, if the sequences are long enough.
 
     Only T decides the length of a pinned segment; unpinned, the whole batch does, so that a batch which fills the
     device runs in one segment and a pack is balanced whatever its lengths are. Sizes may be symbolic.
