@@ -147,7 +147,7 @@ def test_the_plan_states_the_floor_and_what_bounds_a_v100(dim: int, floor: float
         assert words in text, text
 
 
-SHARED = {(32, True): 0.5, (64, True): 0.5, (128, True): 0.8, (256, True): 2.1,
+SHARED = {(32, True): 0.5, (64, True): 0.5, (128, True): 0.8, (256, True): 2.0,
           (32, False): 0.7, (64, False): 0.75, (128, False): 1.1, (256, False): 2.75}
 """Time in shared memory over time in DRAM, of a forward pass of (K = V, gates per channel), at most; gates in float32.
 
@@ -155,7 +155,9 @@ Above 1 it would be the longer: per head at 128 by a little, and at 256, whose p
 repeat the scores for each. The README says so."""
 
 
-@pytest.mark.parametrize(("dim", "channel"), SHARED)
+@pytest.mark.parametrize(("dim", "channel"), [
+    pytest.param(*one, marks=pytest.mark.xfail(strict=True, reason="owed: 2.04 since what is added to a state is lifted"))
+    if one == (256, True) else one for one in SHARED])
 def test_what_shared_memory_takes_beside_dram(dim: int, channel: bool) -> None:
     problem = Problem(tokens=4096, heads=160, key_dim=dim, value_dim=dim, dtype=torch.float16, training=True,
                       gate="channel" if channel else "head", gate_dtype=torch.float32, device=V100)
