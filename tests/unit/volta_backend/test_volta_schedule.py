@@ -156,7 +156,7 @@ repeat the scores for each. The README says so."""
 
 
 @pytest.mark.parametrize(("dim", "channel"), [
-    pytest.param(*one, marks=pytest.mark.xfail(strict=True, reason="owed: 2.04 since what is added to a state is lifted"))
+    pytest.param(*one, marks=pytest.mark.xfail(strict=True, reason="owed: 2.04 since what enters a state is lifted"))
     if one == (256, True) else one for one in SHARED])
 def test_what_shared_memory_takes_beside_dram(dim: int, channel: bool) -> None:
     problem = Problem(tokens=4096, heads=160, key_dim=dim, value_dim=dim, dtype=torch.float16, training=True,
