@@ -1,0 +1,82 @@
+"""Addresses, products and kept states: what every kernel uses.
+
+A chunk's rows are positions along the recurrence; with ``REVERSE`` position 0 is a sequence's last token.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sequence(cu_seqlens, n, tokens, C: tl.constexpr, PACKED: tl.constexpr):
+    """Return a sequence's row of the batch, first token, length, and the slot of its first chunk of C tokens."""
+    if PACKED:
+        first = tl.load(cu_seqlens + n).to(tl.int64)
+        length = (tl.load(cu_seqlens + n + 1) - first).to(tl.int32)
+        row = n * 0
+        slot = (first // C).to(tl.int32) + n
+    else:
+        first = (n * 0).to(tl.int64)
+        length = n * 0 + tokens
+        row = n
+        slot = n * ((tokens + C - 1) // C)
+    return row, first, length, slot
+
+
+@triton.jit
+def positions(first, length, chunk, C: tl.constexpr, REVERSE: tl.constexpr):
+    """Return the tokens at a chunk's positions (int64) and which of them exist."""
+    at = chunk * C + tl.arange(0, C)
+    inside = (at >= 0) & (at < length)
+    if REVERSE:
+        tokens = first + (length - 1 - at).to(tl.int64)
+    else:
+        tokens = first + at.to(tl.int64)
+    return tokens, inside
+
+
+@triton.jit
+def rows(x, start, tokens, stride, columns, inside, SIZE: tl.constexpr):
+    """Load [tokens, columns]; zero where there is none."""
+    return tl.load(x + start + tokens[:, None] * stride + columns[None, :],
+                   mask=inside[:, None] & (columns < SIZE)[None, :], other=0.0)
+
+
+@triton.jit
+def product(a, b, KIND: tl.constexpr):
+    """Multiply on the cube, sums in float32.
+
+    ``bf16``: operands rounded to it. ``split``: each as two bfloat16, 16 bits of mantissa with float32's range.
+    ``f32``: float32. A product may overwrite its left operand, so each left operand is a value of its own.
+    """
+    if KIND == "bf16":
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+    elif KIND == "split":
+        a, b = a.to(tl.float32), b.to(tl.float32)
+        low_a = (a - a.to(tl.bfloat16).to(tl.float32))
+        high_b = b.to(tl.bfloat16)
+        low_b = (b - high_b.to(tl.float32)).to(tl.bfloat16)
+        small = tl.dot(low_a.to(tl.bfloat16), high_b) + tl.dot((a - low_a).to(tl.bfloat16), low_b)
+        return small + tl.dot(a.to(tl.bfloat16), high_b)
+    else:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+
+
+@triton.jit
+def keep(kept, scales, at, place, state, valid, inside, SCALED: tl.constexpr):
+    """Store a state [BK, BV]; ``SCALED``: each row by a power of two that brings it near 1."""
+    if SCALED:
+        largest = tl.maximum(tl.max(tl.abs(state), 1), 1e-30)
+        power = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        tl.store(scales + place, power, mask=valid)
+        state = state / power[:, None]
+    tl.store(kept + at, state.to(kept.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def kept_state(kept, scales, at, place, valid, inside, SCALED: tl.constexpr):
+    """Load a state [BK, BV] as float32 where it was scaled, else as it was kept."""
+    state = tl.load(kept + at, mask=inside, other=0.0)
+    if SCALED:
+        state = state.to(tl.float32) * tl.load(scales + place, mask=valid, other=0.0)[:, None]
+    return state

@@ -1,0 +1,195 @@
+"""The gradients, all chunks side by side: of q, k and g by tiles of K, of v by tiles of V."""
+
+import triton
+import triton.language as tl
+from portable_gla_ascend.kernels.common import kept_state, positions, product, rows, sequence
+from portable_gla_ascend.kernels.gates import load_gate, pairwise, spans, total
+from portable_gla_ascend.kernels.scores import channel_gradients, channel_scores
+
+
+@triton.jit
+def gradients_k(
+    q, k, v, do, g, bonus, dq, dk, dg, dbonus, near_table, states, state_scales, adjoints, adjoint_scales, depths, places,
+    cu_seqlens, scale, items, batch, tokens, heads,
+    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, do_row, do_token, do_head,
+    g_row, g_token, g_head, q_group, k_group, v_group, g_group,
+    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, KEPT_V: tl.constexpr,
+):
+    """Write dq, dk [B, T, H, K], dg and what dbonus sums, from the state before each chunk and the adjoint after it.
+
+    Walks ``items`` = slots of chunks x heads x tiles of K. dg is [B, T, H, K] per channel, else [tiles of K, B, H, T].
+    """
+    near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
+    tiles_k: tl.constexpr = (K + BK - 1) // BK
+    tiles_v: tl.constexpr = (V + BV - 1) // BV
+    kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        tile_k = item % tiles_k
+        head = (item // tiles_k) % heads
+        slot = item // (tiles_k * heads)
+        if PACKED:
+            n = tl.load(places + 2 * slot)
+            chunk = tl.load(places + 2 * slot + 1)
+        else:
+            chunks = (tokens + C - 1) // C
+            n = slot // chunks
+            chunk = slot % chunks
+        row, first, length, _ = sequence(cu_seqlens, n, tokens, C, PACKED)
+        place = slot.to(tl.int64) * heads + head
+        at, inside = positions(first, length, chunk, C, REVERSE)
+        head64 = head.to(tl.int64)
+        row64 = row.to(tl.int64)
+        at_k = tile_k * BK + tl.arange(0, BK)
+        gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, at_k, inside, K, GATE)
+        dscores = tl.zeros([C, C], dtype=tl.float32)
+        dq_flipped = tl.zeros([BK, C], dtype=tl.float32)
+        dk_state = tl.zeros([C, BK], dtype=tl.float32)
+        through = tl.zeros([BK], dtype=tl.float32)
+        for tile_v in range(tiles_v):
+            at_v = tile_v * BV + tl.arange(0, BV)
+            vs = rows(v, row64 * v_row + (head64 // v_group) * v_head, at, v_token, at_v, inside, V)
+            dos = rows(do, row64 * do_row + head64 * do_head, at, do_token, at_v, inside, V)
+            corner = place * (K * V) + at_k[:, None] * V + at_v[None, :]
+            scale_at = (place * kept_tiles + (tile_v * BV) // KEPT_V) * K + at_k
+            within = (at_k < K)[:, None] & (at_v < V)[None, :]
+            state = kept_state(states, state_scales, corner, scale_at, at_k < K, within, SCALED)
+            adjoint = kept_state(adjoints, adjoint_scales, corner, scale_at, at_k < K, within, SCALED)
+            through += tl.sum(state.to(tl.float32) * adjoint.to(tl.float32), 1)
+            # A left operand is used once, and last.
+            dq_flipped += product(state, tl.trans(dos), KIND)
+            dscores += product(dos, tl.trans(vs), KIND)
+            dk_state += product(vs, tl.trans(adjoint), KIND)
+        dscores = dscores * scale
+        dq_state = tl.trans(dq_flipped) * scale
+        if GATE != "none":
+            if BONUS:
+                dq_state = dq_state * tl.exp(spans(near > 0, gates, GATE))
+            else:
+                dq_state = dq_state * tl.exp(spans(near >= 0, gates, GATE))
+            dk_state = dk_state * tl.exp(spans(near < 0, gates, GATE))
+            through = through * tl.exp(total(gates, GATE))
+        qs = rows(q, row64 * q_row + (head64 // q_group) * q_head, at, q_token, at_k, inside, K)
+        ks = rows(k, row64 * k_row + (head64 // k_group) * k_head, at, k_token, at_k, inside, K)
+        out = (row64 * tokens + at)[:, None] * (heads * K) + head64 * K + at_k[None, :]
+        within = inside[:, None] & (at_k < K)[None, :]
+        if BONUS:
+            own = tl.sum(tl.where(near == 0, dscores, 0.0), 1)[:, None]
+            u = tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)[None, :]
+            pair = own * qs.to(tl.float32)
+            tl.store(dbonus + place * K + at_k, tl.sum(pair * ks.to(tl.float32), 0), mask=at_k < K)
+            dq_found = dq_state + own * ks.to(tl.float32) * u
+            dk_found = dk_state + pair * u
+        else:
+            dq_found = dq_state
+            dk_found = dk_state
+        if GATE == "channel":
+            depth = tl.load(depths + place * tiles_k + tile_k)
+            dq_pairs, dk_pairs, dg_found = channel_gradients(qs, ks, gates, dscores, near, depth, BONUS, KIND, C)
+            # Every path from the state before to a reader at or after the token, and from a writer before it onwards.
+            if BONUS:
+                dg_found += tl.dot((near < 0).to(tl.float32), qs.to(tl.float32) * dq_state, input_precision="ieee")
+            else:
+                dg_found += tl.dot((near <= 0).to(tl.float32), qs.to(tl.float32) * dq_state, input_precision="ieee")
+            dg_found += tl.dot((near > 0).to(tl.float32), ks.to(tl.float32) * dk_state, input_precision="ieee")
+            dg_found += through[None, :]
+            tl.store(dg + out, dg_found.to(dg.dtype.element_ty), mask=within)
+        else:
+            flipped = tl.trans(dscores)
+            if BONUS:
+                paired = tl.where(near > 0, dscores, 0.0)
+                flipped = tl.where(near < 0, flipped, 0.0)
+            else:
+                paired = tl.where(near >= 0, dscores, 0.0)
+                flipped = tl.where(near <= 0, flipped, 0.0)
+            if GATE != "none":
+                decay = tl.exp(pairwise(near, gates, BONUS))
+                paired = paired * decay
+                flipped = flipped * tl.trans(decay)
+            dk_pairs = product(flipped, qs, KIND)
+            if GATE != "none":
+                readers = tl.sum(qs.to(tl.float32) * dq_state, 1)[:, None]
+                writers = tl.sum(ks.to(tl.float32) * dk_state, 1)[:, None]
+                # Pairs j < t <= i (to a bonus t < i): summed over j < t on the cube, then over i.
+                crossed = paired * product(qs, tl.trans(ks), KIND)
+                crossed = tl.dot(crossed, (near < 0).to(tl.float32), input_precision="ieee")
+                if BONUS:
+                    found = tl.sum(tl.where(near > 0, crossed + readers, 0.0), 0)
+                else:
+                    found = tl.sum(tl.where(near >= 0, crossed + readers, 0.0), 0)
+                found += tl.sum(tl.where(near < 0, writers, 0.0), 0) + tl.sum(through, 0)
+                tl.store(dg + ((tile_k.to(tl.int64) * batch + row64) * heads + head64) * tokens + at, found, mask=inside)
+            dq_pairs = product(paired, ks, KIND)
+        tl.store(dq + out, (dq_found + dq_pairs).to(dq.dtype.element_ty), mask=within)
+        tl.store(dk + out, (dk_found + dk_pairs).to(dk.dtype.element_ty), mask=within)
+
+
+@triton.jit
+def gradients_v(
+    q, k, do, g, bonus, dv, near_table, adjoints, adjoint_scales, depths, places, cu_seqlens, scale, items, tokens, heads,
+    q_row, q_token, q_head, k_row, k_token, k_head, do_row, do_token, do_head, g_row, g_token, g_head,
+    q_group, k_group, g_group,
+    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, KEPT_V: tl.constexpr,
+):
+    """Write dv [B, T, H, V]. Walks ``items`` = slots of chunks x heads x tiles of V."""
+    near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
+    tiles_k: tl.constexpr = (K + BK - 1) // BK
+    tiles_v: tl.constexpr = (V + BV - 1) // BV
+    kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        tile_v = item % tiles_v
+        head = (item // tiles_v) % heads
+        slot = item // (tiles_v * heads)
+        if PACKED:
+            n = tl.load(places + 2 * slot)
+            chunk = tl.load(places + 2 * slot + 1)
+        else:
+            chunks = (tokens + C - 1) // C
+            n = slot // chunks
+            chunk = slot % chunks
+        row, first, length, _ = sequence(cu_seqlens, n, tokens, C, PACKED)
+        place = slot.to(tl.int64) * heads + head
+        at, inside = positions(first, length, chunk, C, REVERSE)
+        head64 = head.to(tl.int64)
+        row64 = row.to(tl.int64)
+        at_v = tile_v * BV + tl.arange(0, BV)
+        scores = tl.zeros([C, C], dtype=tl.float32)
+        own = tl.zeros([C], dtype=tl.float32)
+        found = tl.zeros([C, BV], dtype=tl.float32)
+        for tile_k in range(tiles_k):
+            at_k = tile_k * BK + tl.arange(0, BK)
+            qs = rows(q, row64 * q_row + (head64 // q_group) * q_head, at, q_token, at_k, inside, K)
+            ks = rows(k, row64 * k_row + (head64 // k_group) * k_head, at, k_token, at_k, inside, K)
+            gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, at_k, inside, K, GATE)
+            if BONUS:
+                u = tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)
+                own += tl.sum(qs.to(tl.float32) * ks.to(tl.float32) * u[None, :], 1)
+            if GATE == "channel":
+                depth = tl.load(depths + place * tiles_k + tile_k)
+                scores += channel_scores(qs, ks, gates, near, depth, BONUS, KIND, C)
+            else:
+                scores += product(qs, tl.trans(ks), KIND)
+            if GATE != "none":
+                ks = ks.to(tl.float32) * tl.exp(spans(near < 0, gates, GATE))
+            adjoint = kept_state(adjoints, adjoint_scales, place * (K * V) + at_k[:, None] * V + at_v[None, :],
+                                 (place * kept_tiles + (tile_v * BV) // KEPT_V) * K + at_k, at_k < K,
+                                 (at_k < K)[:, None] & (at_v < V)[None, :], SCALED)
+            found += product(ks, adjoint, KIND)
+        if GATE == "head" or GATE == "constant":
+            gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, at_v, inside, K, GATE)
+            scores = scores * tl.exp(pairwise(near, gates, BONUS))
+        if GATE != "channel":
+            scores = tl.trans(scores)
+            if BONUS:
+                scores = tl.where(near < 0, scores, 0.0)
+            else:
+                scores = tl.where(near <= 0, scores, 0.0)
+        if BONUS:
+            scores += tl.where(near == 0, own[:, None], 0.0)
+        dos = rows(do, row64 * do_row + head64 * do_head, at, do_token, at_v, inside, V)
+        found += product(scores * scale, dos, KIND)
+        tl.store(dv + (row64 * tokens + at)[:, None] * (heads * V) + head64 * V + at_v[None, :],
+                 found.to(dv.dtype.element_ty), mask=inside[:, None] & (at_v < V)[None, :])

@@ -1,0 +1,103 @@
+"""The outputs, all chunks side by side."""
+
+import triton
+import triton.language as tl
+from portable_gla_ascend.kernels.common import kept_state, positions, product, rows, sequence
+from portable_gla_ascend.kernels.gates import load_gate, pairwise, spans, total
+from portable_gla_ascend.kernels.scores import channel_scores
+
+
+@triton.jit
+def outputs(
+    q, k, v, g, bonus, o, near_table, kept, scales, depths, places, cu_seqlens, scale, items, tokens, heads,
+    q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, g_row, g_token, g_head,
+    q_group, k_group, v_group, g_group,
+    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr,
+):
+    """Write o of each chunk of C tokens, from the state before its block of SPAN (1 or 2) chunks.
+
+    Walks ``items`` = slots of chunks x heads x tiles of V; ``places`` has a packed slot's sequence and chunk.
+    """
+    near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
+    tiles_k: tl.constexpr = (K + BK - 1) // BK
+    tiles_v: tl.constexpr = (V + BV - 1) // BV
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        tile_v = item % tiles_v
+        head = (item // tiles_v) % heads
+        slot = item // (tiles_v * heads)
+        if PACKED:
+            n = tl.load(places + 2 * slot)
+            chunk = tl.load(places + 2 * slot + 1)
+        else:
+            chunks = (tokens + C - 1) // C
+            n = slot // chunks
+            chunk = slot % chunks
+        row, first, length, kept_slot = sequence(cu_seqlens, n, tokens, C * SPAN, PACKED)
+        place = (kept_slot + chunk // SPAN).to(tl.int64) * heads + head
+        depth_at = (slot.to(tl.int64) * heads + head) * tiles_k
+        at, inside = positions(first, length, chunk, C, REVERSE)
+        head64 = head.to(tl.int64)
+        row64 = row.to(tl.int64)
+        q_start = row64 * q_row + (head64 // q_group) * q_head
+        k_start = row64 * k_row + (head64 // k_group) * k_head
+        v_start = row64 * v_row + (head64 // v_group) * v_head
+        g_start = row64 * g_row + (head64 // g_group) * g_head
+        at_v = tile_v * BV + tl.arange(0, BV)
+        # The chunk before, where it lies in the same block.
+        before, has = positions(first, length, chunk - 1, C, REVERSE)
+        has = has & (chunk % SPAN != 0)
+        found = tl.zeros([C, BV], dtype=tl.float32)
+        scores = tl.zeros([C, C], dtype=tl.float32)  # of (j, i), and so is across: a left operand is used once
+        across = tl.zeros([C, C], dtype=tl.float32)
+        own = tl.zeros([C], dtype=tl.float32)
+        for tile_k in range(tiles_k):
+            at_k = tile_k * BK + tl.arange(0, BK)
+            qs = rows(q, q_start, at, q_token, at_k, inside, K)
+            ks = rows(k, k_start, at, k_token, at_k, inside, K)
+            gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
+            if BONUS:
+                u = tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)
+                own += tl.sum(qs.to(tl.float32) * ks.to(tl.float32) * u[None, :], 1)
+            if GATE == "channel":
+                depth = tl.load(depths + depth_at + tile_k)
+                scores += channel_scores(qs, ks, gates, near, depth, BONUS, KIND, C)
+            else:
+                scores += product(ks, tl.trans(qs), KIND)
+            reached = qs
+            if GATE != "none":
+                if BONUS:
+                    reached = qs.to(tl.float32) * tl.exp(spans(near > 0, gates, GATE))
+                else:
+                    reached = qs.to(tl.float32) * tl.exp(spans(near >= 0, gates, GATE))
+            if SPAN > 1:
+                k_before = rows(k, k_start, before, k_token, at_k, has, K)
+                if GATE != "none":
+                    g_before = load_gate(g, g_start, before, g_token, at_k, has, K, GATE)
+                    k_before = k_before.to(tl.float32) * tl.exp(spans(near < 0, g_before, GATE))
+                    across += product(k_before, tl.trans(reached), KIND)
+                    reached = reached * tl.exp(total(g_before, GATE))[None, :]
+                else:
+                    across += product(k_before, tl.trans(reached), KIND)
+            state = kept_state(kept, scales, place * (K * V) + at_k[:, None] * V + at_v[None, :],
+                               (place * tiles_v + tile_v) * K + at_k, at_k < K,
+                               (at_k < K)[:, None] & (at_v < V)[None, :], SCALED)
+            found += product(reached, state, KIND)
+        if GATE == "head" or GATE == "constant":
+            gates = load_gate(g, g_start, at, g_token, at_v, inside, K, GATE)
+            scores = scores * tl.exp(tl.trans(pairwise(near, gates, BONUS)))
+        if GATE != "channel":
+            if BONUS:
+                scores = tl.where(near < 0, scores, 0.0)
+            else:
+                scores = tl.where(near <= 0, scores, 0.0)
+        if BONUS:
+            scores += tl.where(near == 0, own[:, None], 0.0)
+        vs = rows(v, v_start, at, v_token, at_v, inside, V)
+        found += product(tl.trans(scores), vs, KIND)
+        if SPAN > 1:
+            v_before = rows(v, v_start, before, v_token, at_v, has, V)
+            found += product(tl.trans(across), v_before, KIND)
+        tl.store(o + (row64 * tokens + at)[:, None] * (heads * V) + head64 * V + at_v[None, :],
+                 (found * scale).to(o.dtype.element_ty), mask=inside[:, None] & (at_v < V)[None, :])

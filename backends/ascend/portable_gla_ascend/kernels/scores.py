@@ -1,0 +1,106 @@
+"""A chunk's scores and their gradients, with gates per channel.
+
+The pairs (i, j) whose highest differing bit is s lie in one block of 2s tokens, i in its upper half and j in its lower.
+Row i carries the decay from the half's start to i, row j that from after j to the half's end: no exponent is positive.
+So one tile holds q above and k below, each times its decay, and its product with itself has the pairs of that level.
+``depth`` levels are taken so; what is left, pairs within blocks of C >> depth, goes as one product of q e^p by k e^-p, p
+counted from the block's first token. The caller knows that p stays small there; with all levels taken, blocks are
+single tokens and p is 0.
+"""
+
+import triton
+import triton.language as tl
+from portable_gla_ascend.kernels.common import product
+from portable_gla_ascend.kernels.gates import spans
+
+
+@triton.jit
+def span_mask(near, upper, s, BONUS: tl.constexpr):
+    """Say which gates lie between a row and the middle of its block of 2s tokens; ``upper``: rows above it.
+
+    Of a transposed mask ``near`` is negated, and ``upper`` says it of columns.
+    """
+    if BONUS:
+        above = near > 0
+    else:
+        above = near >= 0
+    return (tl.abs(near) < s) & ((upper & above) | ((upper == 0) & (near < 0)))
+
+
+@triton.jit
+def block_mask(near, inner, block):
+    """Say which gates lie between a block's first token, not ``inner``, and a row."""
+    return (tl.abs(near) < block) & (near >= 0) & inner
+
+
+@triton.jit
+def channel_scores(q, k, g, near, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
+    """Return k qᵀ with decays between, [C, C]: at (j, i) for j <= i (with a bonus j < i), else 0."""
+    row = tl.arange(0, C)[:, None]
+    column = tl.arange(0, C)[None, :]
+    q = q.to(tl.float32)
+    k = k.to(tl.float32)
+    found = tl.zeros([C, C], dtype=tl.float32)
+    for level in range(depth):
+        s = (C // 2) >> level
+        upper = (row & s) != 0
+        x = tl.where(upper, q, k) * tl.exp(spans(span_mask(near, upper, s, BONUS), g, "channel"))
+        found += tl.where(near == -s, product(x, tl.trans(x), KIND), 0.0)
+    block = C >> depth
+    mask = block_mask(near, (column & (block - 1)) != 0, block)
+    after = spans(mask, g, "channel")
+    if BONUS:
+        before = spans(mask & (near > 0), g, "channel")
+        pairs = product(k * tl.exp(-after), tl.trans(q * tl.exp(before)), KIND)
+        return found + tl.where((near < 0) & (near > -block), pairs, 0.0)
+    else:
+        pairs = product(k * tl.exp(-after), tl.trans(q * tl.exp(after)), KIND)
+        return found + tl.where((near <= 0) & (near > -block), pairs, 0.0)
+
+
+@triton.jit
+def channel_gradients(q, k, g, dscores, near, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
+    """Return dq, dk and dg [C, BK] of the scores, from do vᵀ at (i, j); where there is no pair it is not read.
+
+    dg of a token is the sum over the pairs it lies between, level by level; only within the last blocks, whose range
+    is small, it is a difference of sums.
+    """
+    row = tl.arange(0, C)[:, None]
+    column = tl.arange(0, C)[None, :]
+    q = q.to(tl.float32)
+    k = k.to(tl.float32)
+    flipped = tl.trans(dscores)
+    dq = tl.zeros(q.shape, dtype=tl.float32)
+    dk = tl.zeros(q.shape, dtype=tl.float32)
+    dg = tl.zeros(q.shape, dtype=tl.float32)
+    for level in range(depth):
+        s = (C // 2) >> level
+        upper = (row & s) != 0
+        decay = tl.exp(spans(span_mask(near, upper, s, BONUS), g, "channel"))
+        x = tl.where(upper, q, k)
+        part = tl.where(near == s, dscores, 0.0) + tl.where(near == -s, flipped, 0.0)
+        dx = product(part, x * decay, KIND) * decay
+        dq += tl.where(upper, dx, 0.0)
+        dk += tl.where(upper, 0.0, dx)
+        crossing = span_mask(-near, (column & s) != 0, s, BONUS)
+        dg += tl.dot(crossing.to(tl.float32), x * dx, input_precision="ieee")
+    block = C >> depth
+    mask = block_mask(near, (column & (block - 1)) != 0, block)
+    crossing = block_mask(-near, (row & (block - 1)) != 0, block)
+    after = spans(mask, g, "channel")
+    if BONUS:
+        before = spans(mask & (near > 0), g, "channel")
+        part = tl.where((near > 0) & (near < block), dscores, 0.0)
+        part_flipped = tl.where((near < 0) & (near > -block), flipped, 0.0)
+    else:
+        before = after
+        part = tl.where((near >= 0) & (near < block), dscores, 0.0)
+        part_flipped = tl.where((near <= 0) & (near > -block), flipped, 0.0)
+    dq_last = product(part, k * tl.exp(-after), KIND) * tl.exp(before)
+    dk_last = product(part_flipped, q * tl.exp(before), KIND) * tl.exp(-after)
+    if BONUS:
+        dg += tl.dot((crossing & (near < 0)).to(tl.float32), q * dq_last, input_precision="ieee")
+        dg -= tl.dot(crossing.to(tl.float32), k * dk_last, input_precision="ieee")
+    else:
+        dg += tl.dot(crossing.to(tl.float32), q * dq_last - k * dk_last, input_precision="ieee")
+    return dq + dq_last, dk + dk_last, dg

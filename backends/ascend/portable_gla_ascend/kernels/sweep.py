@@ -1,0 +1,84 @@
+"""States between chunks: a sweep along each sequence."""
+
+import triton
+import triton.language as tl
+from portable_gla_ascend.kernels.common import keep, positions, product, rows, sequence
+from portable_gla_ascend.kernels.gates import load_gate, spans, total
+
+
+@triton.jit
+def sweep(
+    x, y, g, near_table, edge, kept, scales, last, depths, cu_seqlens, scale, items, tokens, heads,
+    x_row, x_token, x_head, y_row, y_token, y_head, g_row, g_token, g_head, edge_row, last_row,
+    x_group, y_group, g_group,
+    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    FORWARD: tl.constexpr, BONUS: tl.constexpr, EDGE: tl.constexpr, LAST: tl.constexpr, SCALED: tl.constexpr,
+    RANGE: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Keep the state before every SPAN chunks (``FORWARD``: x is k, y is v), or the adjoint one after (q, do).
+
+    Walks ``items`` = sequences x heads x tiles of K x tiles of V. Forward it also says, for each chunk, head and tile of
+    K, how many levels its scores need: none where its gates stay within ``RANGE`` nats, those above blocks of 16 where
+    these do; else, and with ``RANGE`` = 0, all ``DEPTH`` (2 ** DEPTH = C).
+    """
+    near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
+    tiles_k: tl.constexpr = (K + BK - 1) // BK
+    tiles_v: tl.constexpr = (V + BV - 1) // BV
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        tile_v = item % tiles_v
+        tile_k = (item // tiles_v) % tiles_k
+        head = (item // (tiles_v * tiles_k)) % heads
+        n = item // (tiles_v * tiles_k * heads)
+        row, first, length, slot = sequence(cu_seqlens, n, tokens, C, PACKED)
+        _, _, _, kept_slot = sequence(cu_seqlens, n, tokens, C * SPAN, PACKED)
+        at_k = tile_k * BK + tl.arange(0, BK)
+        at_v = tile_v * BV + tl.arange(0, BV)
+        within = (at_k < K)[:, None] & (at_v < V)[None, :]
+        corner = at_k[:, None] * V + at_v[None, :]
+        head64 = head.to(tl.int64)
+        if EDGE:
+            state = tl.load(edge + n.to(tl.int64) * edge_row + head64 * (K * V) + corner, mask=within, other=0.0)
+        else:
+            state = tl.zeros([BK, BV], dtype=tl.float32)
+        x_start = row.to(tl.int64) * x_row + (head64 // x_group) * x_head
+        y_start = row.to(tl.int64) * y_row + (head64 // y_group) * y_head
+        g_start = row.to(tl.int64) * g_row + (head64 // g_group) * g_head
+        chunks = (length + C - 1) // C
+        for step in range(chunks):
+            if FORWARD:
+                chunk = step
+                keeping = chunk % SPAN == 0
+            else:
+                chunk = chunks - 1 - step
+                keeping = (chunk % SPAN == SPAN - 1) | (step == 0)
+            place = (kept_slot + chunk // SPAN).to(tl.int64) * heads + head
+            keep(kept, scales, place * (K * V) + corner, (place * tiles_v + tile_v) * K + at_k, state,
+                 (at_k < K) & keeping, within & keeping, SCALED)
+            at, inside = positions(first, length, chunk, C, REVERSE)
+            xs = rows(x, x_start, at, x_token, at_k, inside, K)
+            ys = rows(y, y_start, at, y_token, at_v, inside, V)
+            gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
+            if GATE != "none":
+                if FORWARD:
+                    xs = xs.to(tl.float32) * tl.exp(spans(near < 0, gates, GATE))
+                elif BONUS:
+                    xs = xs.to(tl.float32) * tl.exp(spans(near > 0, gates, GATE))
+                else:
+                    xs = xs.to(tl.float32) * tl.exp(spans(near >= 0, gates, GATE))
+                state = state * tl.exp(total(gates, GATE))[:, None]
+            if FORWARD:
+                state += product(tl.trans(xs), ys, KIND)
+            else:
+                state += product(tl.trans(xs), ys, KIND) * scale
+            if FORWARD and GATE == "channel":
+                levels = DEPTH
+                if RANGE > 0:
+                    size = tl.abs(gates)
+                    whole = tl.max(tl.sum(size.to(tl.float32), 0), 0)
+                    block = tl.max(tl.max(spans(tl.abs(near) < 16, size, GATE), 1), 0)
+                    levels = tl.where(whole <= RANGE, 0, tl.where(block <= RANGE, DEPTH - 4, DEPTH))
+                tl.store(depths + ((slot + chunk).to(tl.int64) * heads + head) * tiles_k + tile_k, levels,
+                         mask=tile_v == 0)
+        if LAST:
+            tl.store(last + n.to(tl.int64) * last_row + head64 * (K * V) + corner, state, mask=within)
