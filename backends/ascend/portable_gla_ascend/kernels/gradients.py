@@ -104,7 +104,9 @@ def gradients_k(
                 paired = tl.where(near >= 0, dscores, 0.0)
                 flipped = tl.where(near <= 0, flipped, 0.0)
             if GATE != "none":
-                decay = tl.exp(pairwise(near, gates, BONUS))
+                shared = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, tl.arange(0, C), inside,
+                                   K, GATE)
+                decay = tl.exp(pairwise(near, shared, BONUS))
                 paired = paired * decay
                 flipped = flipped * tl.trans(decay)
             dk_pairs = product(flipped, qs, KIND)
@@ -179,7 +181,7 @@ def gradients_v(
                                  (at_k < K)[:, None] & (at_v < V)[None, :], SCALED)
             found += product(ks, adjoint, KIND)
         if GATE == "head" or GATE == "constant":
-            gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, at_v, inside, K, GATE)
+            gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, tl.arange(0, C), inside, K, GATE)
             scores = scores * tl.exp(pairwise(near, gates, BONUS))
         if GATE != "channel":
             scores = tl.trans(scores)

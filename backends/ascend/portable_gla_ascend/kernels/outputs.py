@@ -14,7 +14,7 @@ def outputs(
     q_group, k_group, v_group, g_group,
     K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
     BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, KEPT_V: tl.constexpr,
 ):
     """Write o of each chunk of C tokens, from the state before its block of SPAN (1 or 2) chunks.
 
@@ -23,6 +23,7 @@ def outputs(
     near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
     tiles_k: tl.constexpr = (K + BK - 1) // BK
     tiles_v: tl.constexpr = (V + BV - 1) // BV
+    kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         tile_v = item % tiles_v
         head = (item // tiles_v) % heads
@@ -81,11 +82,11 @@ def outputs(
                 else:
                     across += product(k_before, tl.trans(reached), KIND)
             state = kept_state(kept, scales, place * (K * V) + at_k[:, None] * V + at_v[None, :],
-                               (place * tiles_v + tile_v) * K + at_k, at_k < K,
+                               (place * kept_tiles + (tile_v * BV) // KEPT_V) * K + at_k, at_k < K,
                                (at_k < K)[:, None] & (at_v < V)[None, :], SCALED)
             found += product(reached, state, KIND)
         if GATE == "head" or GATE == "constant":
-            gates = load_gate(g, g_start, at, g_token, at_v, inside, K, GATE)
+            gates = load_gate(g, g_start, at, g_token, tl.arange(0, C), inside, K, GATE)
             scores = scores * tl.exp(tl.trans(pairwise(near, gates, BONUS)))
         if GATE != "channel":
             if BONUS:
