@@ -15,7 +15,7 @@ def schedule(problem: Problem, soc: Soc) -> Schedule:
     figures = cost(problem)
     return Schedule(tiles={"chunk": 64}, launches_forward=1, launches_backward=int(problem.training),
                     bytes_forward=figures.compulsory_forward, bytes_backward=figures.compulsory_backward,
-                    residual_bytes=0, workspace_bytes=0)
+                    residual_bytes=0, workspace_bytes=2**20)
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor | None]:

@@ -20,7 +20,8 @@ OPERATIONS = "operations"
 SOC = "PORTABLE_GLA_ASCEND_SOC"
 """The environment variable that says which known chip an unknown one is to be taken for."""
 
-_INSTALL = "pip install triton-ascend, in the version that goes with this CANN (after torch-npu; uninstall triton first)"
+_INSTALL = ("pip uninstall triton, then pip install triton-ascend in the version that goes with this CANN and "
+            "torch-npu")
 _assumed = os.environ.get(SOC, "")
 
 
