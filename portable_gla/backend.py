@@ -162,6 +162,15 @@ class RoundsOperands(Protocol):
     rounds_operands: bool
 
 
+@runtime_checkable
+class PartlyPlain(Protocol):
+    """A backend that runs some problems by plain PyTorch operations, for want of what its kernels need."""
+
+    def plain_for(self, problem: Problem) -> bool:
+        """Whether it would run ``problem`` so: chosen on its own, that raises a PortabilityWarning; strict refuses."""
+        ...
+
+
 class Built(NamedTuple):
     """A kernel that was prebuilt."""
 

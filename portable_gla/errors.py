@@ -23,7 +23,7 @@ class KernelError(RuntimeError):
 
 
 class PortabilityWarning(UserWarning):
-    """The plain-PyTorch backend serves a problem because every faster one refused it; the message is the plan."""
+    """Plain PyTorch operations serve a problem because nothing faster takes it; the message is the plan."""
 
 
 class HostMemoryError(MemoryError):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from portable_gla import devices, registry, settings, validation
+from portable_gla.backend import Backend, PartlyPlain
 from portable_gla.cost import Cost, cost, format_bytes, format_seconds
 from portable_gla.errors import PortabilityWarning, UnsupportedProblem
 from portable_gla.problem import Device, Problem, Reason, Schedule
@@ -30,7 +31,7 @@ class Plan:
     handle: str | None  # names the backend inside the ops; None: nothing serves the problem
     reasons: Mapping[str, tuple[Reason, ...]]  # per backend that is not chosen, in order of priority
     requested: str | None = None  # the backend that the user named
-    fallback: bool = False  # the plain-PyTorch backend stepped in
+    fallback: bool = False  # plain PyTorch operations stepped in
 
     @property
     def backend(self) -> str | None:
@@ -196,15 +197,21 @@ def choose(problem: Problem, backend: str | None = None) -> Plan:
         else:
             wanted = found.priority >= 0
         if wanted and not against and chosen is None:
-            refused = _strict_refusal(found.plain, backend)
+            refused = _strict_refusal(_plain(found, problem), backend)
             if refused is None:
                 chosen = handle
                 continue
             against = (refused,)
         reasons[name] = against or (_not_wanted(backend, emulated, found.priority),)
     reasons.update({name: (reason,) for name, reason in registry.failures().items()})
-    fallback = chosen is not None and backend is None and emulated is None and registry.get(chosen).plain
+    fallback = (chosen is not None and backend is None and emulated is None
+                and _plain(registry.get(chosen), problem))
     return Plan(problem, chosen, reasons, backend, fallback)
+
+
+def _plain(found: Backend, problem: Problem) -> bool:
+    """Tell whether a backend would run a problem by plain PyTorch operations."""
+    return found.plain or (isinstance(found, PartlyPlain) and found.plain_for(problem))
 
 
 def _strict_refusal(plain: bool, backend: str | None) -> Reason | None:
@@ -262,7 +269,7 @@ def _warn_once(found: Plan) -> None:
     kind = _kind(found.problem)
     if kind not in _warned:
         _warned.add(kind)
-        warnings.warn(PortabilityWarning(f"the plain-PyTorch backend serves this call\n{found}"), stacklevel=4)
+        warnings.warn(PortabilityWarning(f"plain PyTorch operations serve this call\n{found}"), stacklevel=4)
 
 
 def _explain(found: Plan) -> str:
