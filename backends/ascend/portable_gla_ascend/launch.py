@@ -150,9 +150,9 @@ class _Launcher:
         depths = self._depths()
         kept, scales = self._sweep(self.k, self.v, call.initial_state, final, depths, forward=True, span=tiles.span,
                                    near=_NEAR_SCORES)
-        constants = {**self.constants, "SPAN": tiles.span, "BK": tiles.block_k, "BV": tiles.block_v,
-                     "KEPT_V": self.kept_v}
-        items = self._slots(tiles.chunk) * self.heads * math.ceil(self.value_dim / tiles.block_v)
+        block_v = min(tiles.block_v, self.kept_v) if self.scaled else tiles.block_v
+        constants = {**self.constants, "SPAN": tiles.span, "BK": tiles.block_k, "BV": block_v, "KEPT_V": self.kept_v}
+        items = self._slots(tiles.chunk) * self.heads * math.ceil(self.value_dim / block_v)
         self.kernels.outputs[self._grid(items)](
             self.q, self.k, self.v, self.gate.tensor, self.bonus, o, self.near, kept, scales, depths, self._places(),
             self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q), *_strides(self.k),

@@ -95,6 +95,10 @@ def outputs(
                 scores = tl.where(near <= 0, scores, 0.0)
         if BONUS:
             scores += tl.where(near == 0, own[:, None], 0.0)
+        if GATE == "none":
+            # A sum that only the cube has touched cannot go on as another product's: the compiler refuses the copy.
+            found = tl.where(inside[:, None], found, 0.0)
+            across = tl.where(inside[None, :], across, 0.0)
         vs = rows(v, v_start, at, v_token, at_v, inside, V)
         found += product(tl.trans(scores), vs, KIND)
         if SPAN > 1:
