@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from portable_gla_ascend.kernels.common import kept_state, positions, product, rows, sequence
+from portable_gla_ascend.kernels.common import kept_state, masks, product, rows, sequence, tokens_of
 from portable_gla_ascend.kernels.gates import load_gate, pairwise, spans, total
 from portable_gla_ascend.kernels.scores import channel_gradients, channel_scores
 
@@ -21,7 +21,7 @@ def gradients_k(
 
     Walks ``items`` = slots of chunks x heads x tiles of K. dg is [B, T, H, K] per channel, else [tiles of K, B, H, T].
     """
-    near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
+    near, position = masks(near_table, C, REVERSE)
     tiles_k: tl.constexpr = (K + BK - 1) // BK
     tiles_v: tl.constexpr = (V + BV - 1) // BV
     kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
@@ -38,7 +38,7 @@ def gradients_k(
             chunk = slot % chunks
         row, first, length, _ = sequence(cu_seqlens, n, tokens, C, PACKED)
         place = slot.to(tl.int64) * heads + head
-        at, inside = positions(first, length, chunk, C, REVERSE)
+        at, inside = tokens_of(first, length, chunk, C, REVERSE)
         head64 = head.to(tl.int64)
         row64 = row.to(tl.int64)
         at_k = tile_k * BK + tl.arange(0, BK)
@@ -59,7 +59,7 @@ def gradients_k(
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             depth = tl.load(depths + place * tiles_k + tile_k)
             dscores = tl.where(near >= 0, dscores, tl.trans(dscores))
-            dq_found, dk_found, dg_found = channel_gradients(qs, ks, gates, dscores, near, depth, BONUS, KIND, C)
+            dq_found, dk_found, dg_found = channel_gradients(qs, ks, gates, dscores, near, position, depth, BONUS, KIND, C)
         else:
             flipped = tl.trans(dscores)
             if BONUS:
@@ -155,7 +155,7 @@ def gradients_v(
     BV: tl.constexpr, KEPT_V: tl.constexpr,
 ):
     """Write dv [B, T, H, V]. Walks ``items`` = slots of chunks x heads x tiles of V."""
-    near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
+    near, position = masks(near_table, C, REVERSE)
     tiles_k: tl.constexpr = (K + BK - 1) // BK
     tiles_v: tl.constexpr = (V + BV - 1) // BV
     kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
@@ -172,7 +172,7 @@ def gradients_v(
             chunk = slot % chunks
         row, first, length, _ = sequence(cu_seqlens, n, tokens, C, PACKED)
         place = slot.to(tl.int64) * heads + head
-        at, inside = positions(first, length, chunk, C, REVERSE)
+        at, inside = tokens_of(first, length, chunk, C, REVERSE)
         head64 = head.to(tl.int64)
         row64 = row.to(tl.int64)
         at_v = tile_v * BV + tl.arange(0, BV)
@@ -189,7 +189,7 @@ def gradients_v(
                 own += tl.sum(qs.to(tl.float32) * ks.to(tl.float32) * u[None, :], 1)
             if GATE == "channel":
                 depth = tl.load(depths + place * tiles_k + tile_k)
-                scores += channel_scores(qs, ks, gates, near, depth, BONUS, KIND, C)
+                scores += channel_scores(qs, ks, gates, near, position, depth, BONUS, KIND, C)
             else:
                 scores += product(qs, tl.trans(ks), KIND)
             if GATE != "none":

@@ -34,10 +34,10 @@ def block_mask(near, inner, block):
 
 
 @triton.jit
-def channel_scores(q, k, g, near, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
+def channel_scores(q, k, g, near, position, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
     """Return k qᵀ with decays between, [C, C]: at (j, i) for j <= i (with a bonus j < i), else 0."""
-    row = tl.arange(0, C)[:, None]
-    column = tl.arange(0, C)[None, :]
+    row = position[:, None]
+    column = position[None, :]
     q = q.to(tl.float32)
     k = k.to(tl.float32)
     found = tl.zeros([C, C], dtype=tl.float32)
@@ -59,14 +59,14 @@ def channel_scores(q, k, g, near, depth, BONUS: tl.constexpr, KIND: tl.constexpr
 
 
 @triton.jit
-def channel_gradients(q, k, g, dscores, near, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
+def channel_gradients(q, k, g, dscores, near, position, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
     """Return dq, dk and dg [C, BK] of the scores; ``dscores`` has do vᵀ at (i, j) and at (j, i).
 
     dg of a token is the sum over the pairs it lies between, level by level; only within the last blocks, whose range
     is small, it is a difference of sums.
     """
-    row = tl.arange(0, C)[:, None]
-    column = tl.arange(0, C)[None, :]
+    row = position[:, None]
+    column = position[None, :]
     dq = tl.zeros(q.shape, dtype=tl.float32)
     dk = tl.zeros(q.shape, dtype=tl.float32)
     dg = tl.zeros(q.shape, dtype=tl.float32)
