@@ -15,8 +15,7 @@ from portable_gla_ascend.socs import Soc
 from portable_gla_ascend.tiles import Pass, choose
 
 _KINDS = {torch.bfloat16: "bf16", torch.float16: "split", torch.float32: "f32"}
-_NEAR_SCORES = 50.0  # nats within which e^p and e^-p are taken apart: both stay far inside float32
-_NEAR_GRADIENTS = 4.0  # ... where sums of dg are subtracted
+_NEAR = 50.0  # nats within which e^p and e^-p are taken apart: both stay far inside float32
 _LEAST_SWEPT = 32  # channels of V
 
 
@@ -46,6 +45,11 @@ def _even(x: Tensor) -> Tensor:
 def _strides(x: Tensor) -> tuple[int, int, int]:
     """Return the strides of the batch, the token and the head."""
     return x.stride(0), x.stride(1), x.stride(2)
+
+
+def _depth(tiles: Pass) -> int:
+    """Return how many levels cover all pairs of a chunk."""
+    return tiles.chunk.bit_length() - 1
 
 
 class _Gate:
@@ -141,7 +145,7 @@ class _Launcher:
             self._group(x.shape[2]), self._group(y.shape[2]), self._group(self.gate.heads) if call.g is not None else 1,
             **self.constants, FORWARD=forward, EDGE=edge is not None, LAST=last is not None,
             RANGE=0.0 if self.kind == "f32" else near, C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v,
-            DEPTH=tiles.chunk.bit_length() - 1)
+            DEPTH=_depth(tiles))
         return kept, scales
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
@@ -155,7 +159,7 @@ class _Launcher:
             return o, final
         depths = self._depths(tiles)
         kept, scales = self._sweep(tiles, self.k, self.v, call.initial_state, final, depths, forward=True,
-                                   near=_NEAR_SCORES)
+                                   near=_NEAR)
         kept_v = self._swept(tiles)
         block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
         items = self._slots(tiles.chunk) * self.heads * math.ceil(self.value_dim / block_v)
@@ -178,7 +182,7 @@ class _Launcher:
             return self._untouched(dfinal)
         depths = self._depths(tiles)
         states, state_scales = self._sweep(tiles, self.k, self.v, call.initial_state, None, depths, forward=True,
-                                           near=_NEAR_GRADIENTS)
+                                           near=_NEAR)
         dinitial = None if call.initial_state is None else self._empty(*call.state_shape)
         adjoints, adjoint_scales = self._sweep(tiles, self.q, do, dfinal, dinitial, depths, forward=False, near=0.0)
         q_group, k_group, v_group, g_group = self._groups()
@@ -193,10 +197,10 @@ class _Launcher:
         items = slots * self.heads * tiles_k
         self.kernels.gradients_k[self._grid(items)](
             self.q, self.k, self.v, do, self.gate.tensor, self.bonus, dq, dk, dq if dg is None else dg,
-            dq if dbonus is None else dbonus, near, states, state_scales, adjoints, adjoint_scales, depths, places,
+            dq if dbonus is None else dbonus, near, states, state_scales, adjoints, adjoint_scales, places,
             self.cu_seqlens, call.scale, items, self.batch, self.tokens, self.heads, *_strides(self.q),
             *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides, q_group, k_group, v_group, g_group,
-            **self.constants, **blocks, BV=block_v)
+            **self.constants, **blocks, BV=block_v, DEPTH=_depth(tiles))
         block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
         items = slots * self.heads * math.ceil(self.value_dim / block_v)
         self.kernels.gradients_v[self._grid(items)](
