@@ -187,12 +187,13 @@ class _Launcher:
         adjoints, adjoint_scales = self._sweep(tiles, self.q, do, dfinal, dinitial, depths, forward=False, near=0.0)
         q_group, k_group, v_group, g_group = self._groups()
         near, slots, places = self._near(tiles), self._slots(tiles.chunk), self._places(tiles.chunk)
-        tiles_k, kept_v = math.ceil(self.key_dim / tiles.block_k), self._swept(tiles)
+        tiles_k, kept_v = math.ceil(self.key_dim / tiles.loop_k), self._swept(tiles)
         dq, dk = (self._gradient(x, self.key_dim) for x in (call.q, call.k))
         dv = self._gradient(call.v, self.value_dim)
         dg = self._gate_gradient(tiles_k)
         dbonus = None if call.bonus is None else self._empty(slots, self.heads, self.key_dim)
-        blocks = {"C": tiles.chunk, "BK": tiles.block_k, "KEPT_V": kept_v}
+        blocks = {"C": tiles.chunk, "KEPT_V": kept_v}
+        options = {"multibuffer": False} if self.gate.kind == "channel" else {}  # else it is compiled three times
         block_v = min(tiles.loop_v, kept_v) if self.scaled else tiles.loop_v
         items = slots * self.heads * tiles_k
         self.kernels.gradients_k[self._grid(items)](
@@ -200,13 +201,14 @@ class _Launcher:
             dq if dbonus is None else dbonus, near, states, state_scales, adjoints, adjoint_scales, places,
             self.cu_seqlens, call.scale, items, self.batch, self.tokens, self.heads, *_strides(self.q),
             *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides, q_group, k_group, v_group, g_group,
-            **self.constants, **blocks, BV=block_v, DEPTH=_depth(tiles))
+            **self.constants, **blocks, BK=tiles.loop_k, BV=block_v, DEPTH=_depth(tiles), **options)
         block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
         items = slots * self.heads * math.ceil(self.value_dim / block_v)
         self.kernels.gradients_v[self._grid(items)](
             self.q, self.k, do, self.gate.tensor, self.bonus, dv, near, adjoints, adjoint_scales, depths, places,
             self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q), *_strides(self.k),
-            *_strides(do), *self.gate.strides, q_group, k_group, g_group, **self.constants, **blocks, BV=block_v)
+            *_strides(do), *self.gate.strides, q_group, k_group, g_group, **self.constants, **blocks,
+            BK=tiles.block_k, BV=block_v)
         return Gradients(
             _folded(dq, call.q), _folded(dk, call.k), _folded(dv, call.v), self._folded_gate(dg),
             self._folded_initial(dinitial),

@@ -25,6 +25,7 @@ class Kernel:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, **constants: Any) -> None:
             rules.check_grid(grid)
+            constants.pop("multibuffer", None)  # an option of the compiler
             with _lock, rules.applied():
                 self._interpreted[grid](*args, **constants)
 
