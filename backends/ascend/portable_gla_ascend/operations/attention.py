@@ -22,7 +22,7 @@ class Work:
         self.call, self.slab, self.heads = call, slab, call.heads
         self.operand = torch.bfloat16 if call.q.dtype == torch.bfloat16 else torch.float32
         self.q, self.k, self.v = (self.load(x) for x in (call.q, call.k, call.v))
-        bonus = None if call.bonus is None else call.bonus.float().repeat(slab.rows, 1)
+        bonus = None if call.bonus is None else call.bonus.float().expand(slab.rows, -1, -1).flatten(0, 1)
         self.bonus = bonus
         self.pairs: ChannelPairs | ScalarPairs
         if call.g is not None and call.g.dim() == 4:
@@ -115,7 +115,8 @@ def _gradients(work: Work, before: Tensor, do: Tensor, dcarry: Tensor,
     if isinstance(pairs, ScalarPairs):
         through = through.sum(-1, keepdim=True)
     before, after = (x.flatten(0, 1).to(operand) for x in (before, after))
-    dscores = torch.bmm(do, work.v.mT)
+    wide = isinstance(pairs, ScalarPairs) and pairs.gated
+    dscores = torch.bmm(do.float(), work.v.float().mT) if wide else torch.bmm(do, work.v.mT)
     dv = torch.baddbmm(torch.bmm(pairs.k_out, after), pairs.scores.mT, do)
     own = work.call.scale * dscores.diagonal(dim1=1, dim2=2)[..., None].float()
     found_q, found_k, found_g = pairs.backward(

@@ -58,7 +58,7 @@ class ScalarPairs:
                  ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return dq, dk and dg [n, 64, 1] in float32, the bonus's diagonal left out.
 
-        dscores [n, 64, 64]; dq_in, dk_out [n, 64, K] are the gradients of ``q_in`` and ``k_out``; through [n, 1] is
+        dscores [n, 64, 64], in float32 if there are gates; dq_in, dk_out [n, 64, K] are the gradients of ``q_in`` and ``k_out``; through [n, 1] is
         total · sum of (state before · gradient of the state after).
         """
         draw = (dscores * self.decays).to(self.q.dtype)
@@ -66,7 +66,8 @@ class ScalarPairs:
         dq, dk = torch.bmm(draw, self.k) + dq_in, torch.bmm(draw.mT, self.q) + dk_out
         if not self.gated:
             return dq, dk, None
-        paths = self.scores.float() * dscores
+        # In float32: a token's dg is one number, the sum of all its paths, and nothing averages their roundings.
+        paths = torch.bmm(self.q.float(), self.k.float().mT) * self.decays * dscores
         rows, columns = ((x * y).sum(-1, keepdim=True) for x, y in ((self.q, dq_in), (self.k, dk_out)))
         across = through[:, None]
         for level in reversed(range(LEVELS)):

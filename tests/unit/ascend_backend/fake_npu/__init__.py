@@ -74,6 +74,7 @@ def _module(name: str, extension: Any) -> Any:
     module.get_device_properties = lambda device=None: types.SimpleNamespace(name=name, total_memory=64 * 2**30)
     module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16, torch.float32]
     module.memory_allocated = module.max_memory_allocated = lambda device=None: 0
+    module.get_device_capability = lambda device=None: None  # as torch_npu has it
     module.device = _device
     module.matmul = types.SimpleNamespace(allow_hf32=False)
     module.events = extension.events

@@ -1,0 +1,20 @@
+"""The whole path on a fake NPU, each part in a process of its own: see ``on_npu/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+PARTS = sorted(path.name for path in (Path(__file__).parent / "on_npu").glob("npu_*.py"))
+CHIPS = {"npu_unknown_chip.py": "Ascend310P3"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_on_a_fake_npu(part, python_on_npu, seed):
+    path = Path(__file__).parent / "on_npu" / part
+    said = python_on_npu(
+        "-m", "pytest", "-p", "fake_npu.plugin", "-p", "no:xdist", "-o", "python_files=npu_*.py", "--seed", str(seed),
+        str(path), FAKE_NPU=CHIPS.get(part, "Ascend910B2"), PYTEST_ADDOPTS="")
+    assert " passed" in said or "[100%]" in said
+    assert "skipped" not in said
