@@ -135,7 +135,7 @@ def get() -> Driver:
 
 def unavailable() -> Sequence[Reason]:
     """Say why no kernel can run on this machine: no device, or a build of PyTorch that cannot drive it."""
-    # Another device's extension may answer for torch.cuda (torch_npu's transfer_to_npu does): then the build has no CUDA.
+    # torch_npu's transfer_to_npu makes torch.cuda speak of NPUs; PyTorch's build then has no CUDA.
     if torch.version.cuda is None or not torch.cuda.is_available():
         return (Reason("device", "PyTorch sees no NVIDIA GPU here",
                        "testing.emulate('volta') runs the kernels on CPU tensors, slowly"),)

@@ -1,6 +1,8 @@
-"""What this path launches and moves, about: PyTorch chooses the kernels."""
+"""What this path launches and moves: operands and results of PyTorch's operations, as counted by a test."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 
@@ -10,47 +12,61 @@ from portable_gla_ascend.operations.layout import CHUNK, ELEMENTS
 from portable_gla_ascend.operations.levels import LEVELS
 from portable_gla_ascend.socs import Soc
 
-_NOTE = "launches and bytes are estimates: PyTorch's operations choose their own kernels"
+_NOTE = "launches and bytes count PyTorch's operations, each operand and result once; an NPU may fuse or copy"
+
+
+class _Counted(NamedTuple):
+    """Bytes of a token and head per element of K, of V, of a row of scores and of the state; operations of a slab."""
+
+    key: float
+    value: float
+    score: float
+    state: float
+    operations: int
+
+
+# By gate and the operands' size: forward, backward. Linear in these sizes; test_ascend_figures.py counts again.
+_COUNTED = {
+    ("channel", 2): (_Counted(248, 32, 17.4, 34, 86), _Counted(813, 50, 35, 86.2, 242)),
+    ("channel", 4): (_Counted(312, 64, 34.5, 26, 80), _Counted(887, 100, 69, 72.2, 216)),
+    ("head", 2): (_Counted(48, 32, 46.3, 34, 70), _Counted(214, 66, 108, 86.2, 176)),
+    ("head", 4): (_Counted(64, 64, 46.3, 26, 64), _Counted(228, 100, 106, 72.2, 158)),
+    ("none", 2): (_Counted(54, 32, 16.8, 34, 30), _Counted(172, 50, 35, 86.2, 67)),
+    ("none", 4): (_Counted(76, 64, 16.8, 26, 25), _Counted(200, 100, 37, 72.2, 54)),
+}
 
 
 def schedule(problem: Problem, soc: Soc | None) -> Schedule:
     """Describe how PyTorch operations run a problem."""
     p, figures = problem, cost(problem)
+    state = p.heads * p.key_dim * p.value_dim * 4
     if p.mode == "decode":
-        return Schedule(tiles={"tokens": p.tokens}, launches_forward=4 + 14 * p.tokens, launches_backward=0,
-                        bytes_forward=figures.compulsory_forward + 4 * p.tokens * _states(p, p.batch), bytes_backward=0,
-                        residual_bytes=0, workspace_bytes=3 * _states(p, p.batch), notes=(_NOTE,))
+        return Schedule(
+            tiles={"tokens": p.tokens}, launches_forward=4 + 14 * p.tokens, launches_backward=0,
+            bytes_forward=figures.compulsory_forward + 8 * p.tokens * p.batch * state, bytes_backward=0,
+            residual_bytes=0, workspace_bytes=4 * p.batch * state, notes=("the recurrence, in float32", _NOTE))
     size = 2 if p.dtype == torch.bfloat16 else 4
     chunks = p.batch * -(-p.tokens // CHUNK) + (p.sequences if p.packed else 0)
     row = p.heads * max(CHUNK * p.key_dim, CHUNK * p.value_dim, p.key_dim * p.value_dim)
     together = max(1, min(chunks, ELEMENTS // row))
-    slabs = -(-chunks // together)
-    keys, values = (chunks * CHUNK * p.heads * width for width in (p.key_dim, p.value_dim))
-    scores = chunks * CHUNK * CHUNK * p.heads * size
-    if p.gate == "channel":
-        pairs = keys * (20 + LEVELS * (12 + 3 * size)) + (LEVELS + 8) * scores // 2
-        pairs_backward, calls, calls_backward = keys * LEVELS * (22 + 4 * size), 14 + 7 * LEVELS, 14 * LEVELS
-    else:
-        pairs, pairs_backward = 12 * keys + 6 * scores, 20 * keys + 10 * scores
-        calls, calls_backward = (12 + 6 * LEVELS, 8 * LEVELS) if p.gate != "none" else (12, 6)
-    states = _states(p, chunks)
-    each = keys * 6 * size + values * 4 * size
-    forward = each + pairs + 5 * states
-    backward = forward + each * 2 + pairs_backward + 9 * states
-    steps = -(-p.tokens // CHUNK)
+    slabs, steps = -(-chunks // together), -(-p.tokens // CHUNK)
+    forward, backward = _COUNTED["head" if p.gate == "constant" else p.gate, size]
     operands = LEVELS if p.gate == "channel" else 1
-    workspace = together * p.heads * (CHUNK * p.key_dim * (24 + operands * size) + CHUNK * p.value_dim * 4 * size
-                                      + 3 * CHUNK * CHUNK * size + 8 * p.key_dim * p.value_dim)
+    workspace = together * p.heads * (
+        CHUNK * p.key_dim * (28 + operands * size) + CHUNK * p.value_dim * 4 * size + CHUNK * CHUNK * (4 + 3 * size)
+        + 12 * p.key_dim * p.value_dim)
     return Schedule(
         tiles={"chunk": CHUNK, "segments": 1, "rows": together},
-        launches_forward=slabs * (20 + calls) + steps,
-        launches_backward=(slabs * (60 + 2 * calls + calls_backward) + 3 * steps) if p.training else 0,
-        bytes_forward=figures.compulsory_forward + forward,
-        bytes_backward=figures.compulsory_backward + backward if p.training else 0,
+        launches_forward=slabs * forward.operations + steps,
+        launches_backward=slabs * backward.operations + 2 * steps if p.training else 0,
+        bytes_forward=max(figures.compulsory_forward, _bytes(forward, p, chunks)),
+        bytes_backward=max(figures.compulsory_backward, _bytes(backward, p, chunks)) if p.training else 0,
         residual_bytes=0,
-        workspace_bytes=workspace * (3 if p.training else 1) + (slabs + 2) * _states(p, p.sequences),
+        workspace_bytes=workspace * (3 if p.training else 1) + (slabs + 2) * p.sequences * state,
         notes=(f"products of {'bfloat16' if size == 2 else 'float32'}, float32 states", _NOTE))
 
 
-def _states(p: Problem, count: int) -> int:
-    return count * p.heads * p.key_dim * p.value_dim * 4
+def _bytes(counted: _Counted, p: Problem, chunks: int) -> int:
+    each = (counted.key * p.key_dim + counted.value * p.value_dim + counted.score * CHUNK
+            + counted.state * p.key_dim * p.value_dim / CHUNK)
+    return int(chunks * CHUNK * p.heads * each)

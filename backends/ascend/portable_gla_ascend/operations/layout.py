@@ -71,7 +71,8 @@ class Slab:
             batch, tokens = self._part()
             x = x[batch, tokens]
             x = x.flip(1) if self.block.call.reverse else x
-            x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, len(self.active) * CHUNK - x.shape[1]))
+            missing = len(self.active) * CHUNK - x.shape[1]
+            x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x  # a copy even of nothing
             x = torch.unflatten(x, 1, (-1, CHUNK)).permute(1, 0, 3, 2, 4)
             return x.contiguous().flatten(0, 1)
         places, inside = self._places(x.device)

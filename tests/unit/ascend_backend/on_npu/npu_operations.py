@@ -68,7 +68,8 @@ def test_a_pinned_path_is_no_fallback():
 
 @pytest.mark.parametrize("name", [
     "gate-channel-f32", "gate-channel-bf16", "gate-head-f16", "gate-constant-bf16", "gate-none-f32", "reverse-bonus",
-    "packed-many-channel-bf16", "heads-grouped-channel", "strides-channels-first", "tokens-0", "regime-resets-channel-f32"])
+    "packed-many-channel-bf16", "heads-grouped-channel", "strides-channels-first", "tokens-0",
+    "regime-resets-channel-f32"])
 def test_forward_and_backward(name, seed):
     rows = list(checks.CHECKS["within_budget"](TARGET, cases.named(name), seed))
     assert all(row.ok for row in rows), "\n".join(map(str, rows))
