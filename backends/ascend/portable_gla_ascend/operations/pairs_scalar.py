@@ -58,8 +58,8 @@ class ScalarPairs:
                  ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return dq, dk and dg [n, 64, 1] in float32, the bonus's diagonal left out.
 
-        dscores [n, 64, 64], in float32 if there are gates; dq_in, dk_out [n, 64, K] are the gradients of ``q_in`` and ``k_out``; through [n, 1] is
-        total · sum of (state before · gradient of the state after).
+        dscores [n, 64, 64], in float32 if there are gates; dq_in, dk_out [n, 64, K] are the gradients of ``q_in`` and
+        ``k_out``; through [n, 1] is total · sum of (state before · gradient of the state after).
         """
         draw = (dscores * self.decays).to(self.q.dtype)
         dq_in, dk_out = dq_in * (self.scale * self.before), dk_out * self.after
