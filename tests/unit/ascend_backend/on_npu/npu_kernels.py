@@ -1,4 +1,4 @@
-"""NPU tensors with Triton-Ascend, as far as this machine can: the kernels on the interpreter, on the device's tensors."""
+"""NPU tensors with Triton-Ascend, as far as this machine can: the kernels, interpreted, on the device's tensors."""
 
 from __future__ import annotations
 
