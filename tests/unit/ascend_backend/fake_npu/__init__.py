@@ -79,6 +79,7 @@ def _module(name: str, extension: Any) -> Any:
     module.matmul = types.SimpleNamespace(allow_hf32=False)
     module.events = extension.events
     module.forget_events = extension.forget_events
+    module.set_poisons = extension.set_poisons
     return module
 
 

@@ -75,6 +75,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return true;
   }
   void synchronizeStream(const c10::Stream&) const override {}
+  void synchronizeDevice(const c10::DeviceIndex) const override {}
 };
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard)
 
@@ -123,10 +124,12 @@ at::Tensor on_host(const at::Tensor& tensor) {
   return view;
 }
 
-// Poisoned as PyTorch's own devices poison it, in its deterministic mode.
+// Poisoned as PyTorch's own devices poison it, in its deterministic mode; an extension may know nothing of that.
+bool poisons = true;
+
 at::Tensor poisoned(at::Tensor tensor) {
   const auto& context = at::globalContext();
-  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
+  if (poisons && context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
     auto view = on_host(tensor);
     at::native::fill_empty_deterministic_(view);
   }
@@ -259,6 +262,7 @@ PYBIND11_MODULE(portable_gla_fake_npu, module) {
     std::lock_guard<std::mutex> guard(lock);
     return events;
   });
+  module.def("set_poisons", [](bool value) { poisons = value; });
   module.def("forget_events", [] {
     std::lock_guard<std::mutex> guard(lock);
     events.clear();
