@@ -70,6 +70,8 @@ def _module(name: str, extension: Any) -> Any:
     module.synchronize = lambda device=None: None
     module.empty_cache = lambda: None
     module.manual_seed_all = module.manual_seed = lambda seed: None
+    module.get_rng_state = lambda device=None: torch.get_rng_state()
+    module.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
     module.get_device_name = lambda device=None: name
     module.get_device_properties = lambda device=None: types.SimpleNamespace(name=name, total_memory=64 * 2**30)
     module.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16, torch.float32]
