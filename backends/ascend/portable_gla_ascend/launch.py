@@ -14,7 +14,7 @@ from portable_gla_ascend.places import packed_places
 from portable_gla_ascend.socs import Soc
 from portable_gla_ascend.tiles import Pass, choose
 
-_KINDS = {torch.bfloat16: "bf16", torch.float16: "split", torch.float32: "f32"}
+KINDS = {torch.bfloat16: "bf16", torch.float16: "split", torch.float32: "f32"}
 _NEAR = 50.0  # nats within which e^p and e^-p are taken apart: both stay far inside float32
 _LEAST_SWEPT = 32  # channels of V
 
@@ -52,6 +52,15 @@ def _depth(tiles: Pass) -> int:
     return tiles.chunk.bit_length() - 1
 
 
+def swept(soc: Soc, tiles: Pass, heads: int, key_dim: int, value_dim: int) -> int:
+    """Return the tile of V of a pass's sweeps over so many sequences' heads: smaller while cores would idle."""
+    programs = heads * math.ceil(key_dim / tiles.block_k)
+    block = tiles.sweep_v
+    while block > _LEAST_SWEPT and programs * math.ceil(value_dim / block) < soc.cube_cores:
+        block //= 2
+    return block
+
+
 class _Gate:
     """g as kernels read it: a scalar per head with tokens side by side, since strided scalars are slow."""
 
@@ -83,7 +92,7 @@ class _Launcher:
         self.packed = call.cu_seqlens is not None
         self.cu_seqlens = call.q if call.cu_seqlens is None else call.cu_seqlens.contiguous()
         self.bonus = call.q if call.bonus is None else call.bonus.contiguous()
-        self.kind = _KINDS[call.q.dtype]
+        self.kind = KINDS[call.q.dtype]
         self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim)
         self.scaled = call.q.dtype == torch.float16
         self.kept = call.q.dtype
@@ -120,12 +129,7 @@ class _Launcher:
         return self.call.q.new_zeros(shape, dtype=torch.int32) if self.packed else self._empty(*shape, dtype=torch.int32)
 
     def _swept(self, tiles: Pass) -> int:
-        """Return the tile of V of the sweeps: smaller while cores would idle."""
-        programs = self.sequences * self.heads * math.ceil(self.key_dim / tiles.block_k)
-        block = tiles.sweep_v
-        while block > _LEAST_SWEPT and programs * math.ceil(self.value_dim / block) < self.soc.cube_cores:
-            block //= 2
-        return block
+        return swept(self.soc, tiles, self.sequences * self.heads, self.key_dim, self.value_dim)
 
     def _sweep(self, tiles: Pass, x: Tensor, y: Tensor, edge: Tensor | None, last: Tensor | None, depths: Tensor, *,
                forward: bool, near: float) -> tuple[Tensor, Tensor]:
