@@ -1,0 +1,152 @@
+"""Compiles the kernels for devices that are not here, by Triton-Ascend's and AscendNPU IR's own compilers.
+
+A kernel is lowered to Linalg by a child process in an environment of the compilers' own, and taken through
+``bishengir-compile``, whose memory planning knows each chip's limits. What lowers to the same text is planned once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from portable_gla_ascend import socs
+from portable_gla_ascend.offline import environment, lowering, planning, recording, store
+from portable_gla_ascend.offline.dump import MEMORIES
+from portable_gla_ascend.offline.environment import compiler
+from portable_gla_ascend.offline.recording import Launch
+from portable_gla_ascend.socs import Soc
+
+__all__ = ["MEMORY", "TARGETS", "Build", "Compiled", "builds", "compile_launch", "compile_one", "compiler", "key",
+           "prepare"]
+
+TARGETS = {"910B2": "Ascend910B2", "910B4": "Ascend910B4", "910_9391": "Ascend910_9391", "950": "Ascend950PR_9599"}
+"""Targets and the compiler's names of their chips."""
+MEMORY = "unified buffer"
+"""What ``shared`` is of."""
+KERNELS = "portable_gla_ascend.kernels"
+_HOME = Path(__file__).parents[2]  # of the package
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """One kernel for one target; ``configuration`` says what kind of call launches it."""
+
+    kernel: str
+    target: str
+    configuration: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compilers say of a build; ``shared`` in bytes of a vector core's unified buffer."""
+
+    build: Build
+    registers: None
+    spills: None
+    shared: int
+    shared_limit: int
+    warps: int
+    occupancy: None
+    seconds: float
+    error: str
+    extra: dict[str, Any]
+
+
+def prepare() -> None:
+    """Make the compilers' environment; a RuntimeError says why that cannot be."""
+    environment.ensure()
+
+
+def soc(target: str) -> Soc:
+    """Return the chip that a target is compiled for."""
+    found = socs.of(TARGETS[target])
+    assert found is not None, target
+    return found
+
+
+def builds(targets: Iterable[str] = tuple(TARGETS), sample: bool = False) -> Iterator[Build]:
+    """Yield every kernel in every kind of call, or a sample; a launch that an earlier one has is left out."""
+    for target in targets:
+        seen: set[str] = set()
+        for configuration in recording.configurations(sample):
+            fresh = {}
+            for one in _recorded(target, tuple(configuration.items())):
+                name = store.digest(one.plain())
+                if name not in seen:
+                    seen.add(name)
+                    fresh[one.kernel] = None
+            for kernel in fresh:
+                yield Build(kernel, target, configuration)
+
+
+@functools.lru_cache(maxsize=4096)
+def _recorded(target: str, configuration: tuple[tuple[str, Any], ...]) -> list[Launch]:
+    return recording.record(importlib.import_module(KERNELS), soc(target), dict(configuration))
+
+
+def _launches(build: Build) -> list[Launch]:
+    found = {store.digest(one.plain()): one for one in _recorded(build.target, tuple(build.configuration.items()))
+             if one.kernel == build.kernel}
+    if not found:
+        raise ValueError(f"{build.kernel}: not launched by {build.configuration}")
+    return list(found.values())
+
+
+@functools.cache
+def _sources() -> str:
+    home = Path(importlib.import_module(KERNELS).__file__ or "").parent
+    return store.digest([path.read_text(encoding="utf-8") for path in sorted(home.glob("*.py"))])
+
+
+def key(build: Build) -> str:
+    """Return a hash of all that a build is made of, the compilers aside."""
+    return store.digest(_sources(), TARGETS[build.target], [one.plain() for one in _launches(build)])
+
+
+def compile_one(build: Build) -> Compiled:
+    """Compile one build, every way in which its kind of call launches that kernel; return the worst."""
+    found = [compile_launch(one, build.target) for one in _launches(build)]
+    worst = max(found, key=lambda one: (bool(one["error"]), one["used"].get("ub", 0), one["used"].get("cc", 0)))
+    return Compiled(build, None, None, worst["used"].get("ub", 0), worst["limits"].get("ub", 0), 0, None,
+                    sum(one["seconds"] for one in found), worst["error"], {**_figures(worst), "key": key(build)})
+
+
+def _figures(found: dict[str, Any]) -> dict[str, Any]:
+    sizes = {MEMORIES[name]: f"{found['used'].get(name, 0) / 1024:g} of {found['limits'].get(name, 0) / 1024:g} KiB"
+             for name in ("cc", "cbuf")}
+    return {**sizes, "workspace": f"{found['workspace'] / 1024:g} KiB",
+            "vector cores": "both" if found["split"] else "one"}
+
+
+def compile_launch(launch: Launch, target: str, module: str = KERNELS, path: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Lower a launch and plan its memories: ``used``, ``limits``, ``workspace`` (bytes), ``split``, ``error``."""
+    made = environment.ensure()
+    name, options = TARGETS[target], dict(launch.options)
+    if planning.fifth(name):
+        options.setdefault("compile_on_910_95", True)
+    begin = time.perf_counter()
+    lowered = _child(made, (_HOME, *path)).ask({**launch.plain(), "module": module, "target": name, "options": options})
+    seconds = time.perf_counter() - begin
+    if "error" in lowered:
+        limits = {"ub": soc(target).unified_kib * 1024}
+        return {"used": {}, "limits": limits, "workspace": 0, "split": True, "seconds": seconds,
+                "error": f"does not lower: {_told(lowered['error'])}"}
+    text, flags = lowered["text"], planning.arguments(name, options)
+    planned = store.Store(store.folder() / "planned").get(
+        store.digest(text, flags, compiler()), lambda: planning.plan(made, text, name, options))
+    return {**planned, "seconds": planned["seconds"] + seconds}
+
+
+@functools.cache
+def _child(made: environment.Environment, path: tuple[Path, ...]) -> lowering.Child:
+    return lowering.Child([str(made.python), str(lowering.SCRIPT)], path)
+
+
+def _told(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if "rror" in line] or said.strip().splitlines()[-1:]
+    return "; ".join(dict.fromkeys(lines))[:600]
