@@ -1,7 +1,8 @@
 """Compiles the kernels for devices that are not here, by Triton-Ascend's and AscendNPU IR's own compilers.
 
 A kernel is lowered to Linalg by a child process in an environment of the compilers' own, and taken through
-``bishengir-compile``, whose memory planning knows each chip's limits. What lowers to the same text is planned once.
+``bishengir-compile``, whose memory planning knows each chip's limits. What lowers to the same text is planned once for
+all chips that the compiler describes alike, their numbers of cores aside.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Compiled:
     spills: None
     shared: int
     shared_limit: int
-    warps: int
+    warps: None
     occupancy: None
     seconds: float
     error: str
@@ -112,8 +113,8 @@ def compile_one(build: Build) -> Compiled:
     """Compile one build, every way in which its kind of call launches that kernel; return the worst."""
     found = [compile_launch(one, build.target) for one in _launches(build)]
     worst = max(found, key=lambda one: (bool(one["error"]), one["used"].get("ub", 0), one["used"].get("cc", 0)))
-    return Compiled(build, None, None, worst["used"].get("ub", 0), worst["limits"].get("ub", 0), 0, None,
-                    sum(one["seconds"] for one in found), worst["error"], {**_figures(worst), "key": key(build)})
+    return Compiled(build, None, None, worst["used"].get("ub", 0), worst["limits"].get("ub", 0), None,
+                    None, sum(one["seconds"] for one in found), worst["error"], {**_figures(worst), "key": key(build)})
 
 
 def _figures(found: dict[str, Any]) -> dict[str, Any]:
@@ -124,22 +125,33 @@ def _figures(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def compile_launch(launch: Launch, target: str, module: str = KERNELS, path: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Lower a launch and plan its memories: ``used``, ``limits``, ``workspace`` (bytes), ``split``, ``error``."""
-    made = environment.ensure()
-    name, options = TARGETS[target], dict(launch.options)
+    """Lower a launch and plan its memories: ``used``, ``limits``, ``workspace`` (bytes), ``split``, ``error``.
+
+    The kernels may be another module's, in a folder of ``path``.
+    """
+    made, name, options = environment.ensure(), TARGETS[target], dict(launch.options)
     if planning.fifth(name):
         options.setdefault("compile_on_910_95", True)
+    chip = soc(target)
+    usual = {"ub": chip.unified_kib * 1024, "cc": chip.l0c_kib * 1024, "cbuf": chip.l1_kib * 1024}
     begin = time.perf_counter()
-    lowered = _child(made, (_HOME, *path)).ask({**launch.plain(), "module": module, "target": name, "options": options})
+    request = {**launch.plain(), "module": module, "options": options}
+    child = _child(made, (_HOME, *path))
+    if module == KERNELS:  # whose sources are known
+        lowered = store.Store(store.folder() / "lowered").get(
+            store.digest(_sources(), request, compiler()), lambda: child.ask(request))
+    else:
+        lowered = child.ask(request)
     seconds = time.perf_counter() - begin
     if "error" in lowered:
-        limits = {"ub": soc(target).unified_kib * 1024}
-        return {"used": {}, "limits": limits, "workspace": 0, "split": True, "seconds": seconds,
+        return {"used": {}, "limits": usual, "workspace": 0, "split": True, "seconds": seconds,
                 "error": f"does not lower: {_told(lowered['error'])}"}
-    text, flags = lowered["text"], planning.arguments(name, options)
+    text = lowered["text"]
+    flags = [flag for flag in planning.arguments(name, options) if not flag.startswith("--target=")]
     planned = store.Store(store.folder() / "planned").get(
-        store.digest(text, flags, compiler()), lambda: planning.plan(made, text, name, options))
-    return {**planned, "seconds": planned["seconds"] + seconds}
+        store.digest(text, flags, planning.chip(made, name), compiler()),
+        lambda: planning.plan(made, text, name, options))
+    return {**planned, "limits": {**usual, **planned["limits"]}, "seconds": planned["seconds"] + seconds}
 
 
 @functools.cache

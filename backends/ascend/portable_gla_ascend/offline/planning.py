@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from portable_gla_ascend.offline import dump
-from portable_gla_ascend.offline.environment import Environment
+from portable_gla_ascend.offline.environment import Environment, MissingEnvironment
 
 SECONDS = 300.0  # for one kernel
 _TRIES = 3  # now and then it crashes without a word, and does not the next time
@@ -37,6 +39,24 @@ def arguments(target: str, options: Mapping[str, Any]) -> list[str]:
     return [f"--target={target}", *(f"--{flag}={given[name]}" for name, flag in FLAGS.items() if name in given),
             "--enable-hfusion-compile=true", *(() if fifth(target) else ("--enable-hivm-compile=true",)),
             "--enable-triton-kernel-compile=true"]
+
+
+@functools.cache
+def chip(environment: Environment, target: str) -> str:
+    """Return what the compiler takes a target to be, but for how many cores it has: equal for chips that it treats alike.
+
+    Raises
+    ------
+    MissingEnvironment
+        If it knows no such target.
+    """
+    tool = environment.tool("bishengir-opt-a5" if fifth(target) else "bishengir-opt")
+    done = subprocess.run([str(tool), f"--hacc-append-device-spec=target={target}", "-"], input="module {}",
+                          capture_output=True, text=True, timeout=SECONDS, check=False)
+    found = re.search(r"#hacc\.target_device_spec<(.*)>>", done.stdout)
+    if done.returncode or found is None:
+        raise MissingEnvironment(f"{tool.name} does not know {target}: {done.stderr.strip()[-300:]}")
+    return re.sub(r'#dlti\.dl_entry<"\w*CORE_COUNT", \d+ : i32>,? ?', "", found[1])
 
 
 def plan(environment: Environment, text: str, target: str, options: Mapping[str, Any]) -> dict[str, Any]:
