@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from portable_gla_ascend.offline.recording import Launch
 from portable_gla_ascend.socs import Soc
 
 __all__ = ["MEMORY", "TARGETS", "Build", "Compiled", "builds", "compile_launch", "compile_one", "compiler", "key",
-           "prepare"]
+           "prepare", "summed"]
 
 TARGETS = {"910B2": "Ascend910B2", "910B4": "Ascend910B4", "910_9391": "Ascend910_9391", "950": "Ascend950PR_9599"}
 """Targets and the compiler's names of their chips."""
@@ -111,14 +111,19 @@ def key(build: Build) -> str:
 
 def compile_one(build: Build) -> Compiled:
     """Compile one build, every way in which its kind of call launches that kernel; return the worst."""
-    found = [compile_launch(one, build.target) for one in _launches(build)]
+    found = summed(build, [compile_launch(one, build.target) for one in _launches(build)])
+    return dataclasses.replace(found, extra={**found.extra, "key": key(build)})
+
+
+def summed(build: Build, found: Sequence[dict[str, Any]]) -> Compiled:
+    """Make a build's row of what ``compile_launch`` gave for each of its launches: the worst one's figures."""
     worst = max(found, key=lambda one: (bool(one["error"]), one["used"].get("ub", 0), one["used"].get("cc", 0)))
-    return Compiled(build, None, None, worst["used"].get("ub", 0), worst["limits"].get("ub", 0), None,
-                    None, sum(one["seconds"] for one in found), worst["error"], {**_figures(worst), "key": key(build)})
+    return Compiled(build, None, None, worst["used"].get("ub", 0), worst["limits"]["ub"], None, None,
+                    sum(one["seconds"] for one in found), worst["error"], _figures(worst))
 
 
 def _figures(found: dict[str, Any]) -> dict[str, Any]:
-    sizes = {MEMORIES[name]: f"{found['used'].get(name, 0) / 1024:g} of {found['limits'].get(name, 0) / 1024:g} KiB"
+    sizes = {MEMORIES[name]: f"{found['used'].get(name, 0) / 1024:g} of {found['limits'][name] / 1024:g} KiB"
              for name in ("cc", "cbuf")}
     return {**sizes, "workspace": f"{found['workspace'] / 1024:g} KiB",
             "vector cores": "both" if found["split"] else "one"}
