@@ -11,9 +11,9 @@ A backend takes part with a module ``portable_gla_<backend>.offline`` that has
   there is to say; a backend's own rules are errors. With ``extra["key"]`` and a function ``key(build)``, a hash of all
   that a build is made of, what a table has already is not compiled again.
 
-It may have ``MEMORY``, what ``shared`` is of, where that is not shared memory; ``compiler()``, which says what compiles,
-where that is not installed here; ``prepare()``, which makes what ``compile_one`` needs and raises RuntimeError where it
-cannot.
+It may have ``MEMORY``, what ``shared`` is of, where that is not shared memory; ``compiler()``, which says what
+compiles, where that is not installed here; ``prepare()``, which makes what ``compile_one`` needs, or raises
+RuntimeError.
 """
 
 from __future__ import annotations

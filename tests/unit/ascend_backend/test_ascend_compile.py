@@ -13,11 +13,12 @@ from portable_gla_ascend.offline import environment, planning
 from portable_gla_ascend.offline.recording import Launch
 from typer.testing import CliRunner
 
-HERE = Path(__file__).parent
-if str(HERE.parents[2]) not in sys.path:
-    sys.path.insert(0, str(HERE.parents[2]))  # the hardware CI is run from the checkout, and is in no wheel
+if str(Path(__file__).parents[3]) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parents[3]))  # the hardware CI is run from the checkout, and is in no wheel
 
 from hardware_ci import cli
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +52,7 @@ def test_a_kernel_compiles_and_its_memories_are_told(target: str, dtype: str) ->
 
 def test_an_oversized_tile_is_refused() -> None:
     found = compiled(product(128, 512), "910B2")
-    assert "overflow: needs" in found["error"] and "unified buffer" in found["error"] or "L0C" in found["error"]
+    assert "overflow: needs" in found["error"]
     worst = max(found["used"][name] / found["limits"][name] for name in found["used"])
     assert worst > 1
 
@@ -97,8 +98,8 @@ def test_the_command_refuses_a_planted_tile(tmp_path: Path, monkeypatch: pytest.
         """), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "table.md"
-    result = CliRunner().invoke(cli.app, ["compile", "--backend", "planted", "--targets", "910B4", "--jobs", "1", "--out",
-                                          str(out)])
+    result = CliRunner().invoke(cli.app, ["compile", "--backend", "planted", "--targets", "910B4", "--jobs", "1",
+                                          "--out", str(out)])
     assert result.exit_code == 1
     good, planted = yaml.safe_load(out.with_suffix(".yaml").read_text(encoding="utf-8"))["rows"]
     assert good["broken"] == "" and "overflow: needs" in planted["broken"]

@@ -55,7 +55,8 @@ for line in sys.stdin:
     elif request["do"] == "sleep":
         time.sleep(30)
     else:
-        print(json.dumps({"path": os.environ["PYTHONPATH"], "pid": os.getpid(), "text": request["do"] * 100000}), flush=True)
+        found = {"path": os.environ["PYTHONPATH"], "pid": os.getpid(), "text": request["do"] * 100000}
+        print(json.dumps(found), flush=True)
 '''
 
 
@@ -125,11 +126,11 @@ def test_a_child_that_dies_says_why_and_is_started_again(echo, do: str, words: s
 
 
 def test_a_child_that_takes_too_long_is_ended(echo) -> None:
-    with pytest.raises(lowering.ChildDied, match="no answer in 0.2 s"):
+    with pytest.raises(lowering.ChildDied, match=r"no answer in 0\.2 s"):
         echo("late").ask({"do": "a"}, seconds=0.2)
     one = echo()
     one.ask({"do": "a"})
-    with pytest.raises(lowering.ChildDied, match="no answer in 0.2 s"):
+    with pytest.raises(lowering.ChildDied, match=r"no answer in 0\.2 s"):
         one.ask({"do": "sleep"}, seconds=0.2)
 
 
@@ -188,7 +189,7 @@ def test_an_environment_that_cannot_be_made_says_why(tmp_path: Path, monkeypatch
     wrong = tmp_path / "python"
     wrong.write_text("#!/bin/sh\necho no room left >&2\nexit 1\n", encoding="utf-8")
     wrong.chmod(0o755)
-    with pytest.raises(environment.MissingEnvironment, match="venv.*no room left"):
+    with pytest.raises(environment.MissingEnvironment, match=r"venv.*no room left"):
         environment.make(str(wrong), tmp_path)
     monkeypatch.setattr(environment.sys, "version_info", (3, 14, 0))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -75,7 +75,7 @@ def builds(targets: Iterable[str] = tuple(TARGETS), sample: bool = False) -> Ite
     for target in targets:
         seen: set[str] = set()
         for configuration in recording.configurations(sample):
-            fresh = {}
+            fresh: dict[str, None] = {}
             for one in _recorded(target, tuple(configuration.items())):
                 name = store.digest(one.plain())
                 if name not in seen:

@@ -34,7 +34,8 @@ def lower(request: dict[str, Any]) -> dict[str, Any]:
     about = {"target": target, **options.__dict__}
     module = source.make_ir(options, backend.get_codegen_implementation(), backend.get_module_map(), context)
     module = compiler.make_ttir(module, about, options)
-    text, about = compiler._parse_linalg_metadata(compiler.ttir_to_linalg(module, about, options, named_ops=True), about)
+    text = compiler.ttir_to_linalg(module, about, options, named_ops=True)
+    text, about = compiler._parse_linalg_metadata(text, about)
     return {"text": text, "mode": about["mix_mode"]}
 
 

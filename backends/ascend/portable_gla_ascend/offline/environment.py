@@ -1,8 +1,8 @@
 """The compilers' own environment: made once from the package index, and kept outside the checkout.
 
-Triton-Ascend installs a package ``triton``, in the place of the usual one, so it cannot live beside it. What it needs is
-little: the lowering takes neither PyTorch nor CANN. The last step, CANN's closed ``hivmc``, is replaced by a program that
-does nothing, so that ``bishengir-compile`` ends well once it has planned the memories and written its code.
+Triton-Ascend installs a package ``triton`` in the place of the usual one, so it cannot live beside it. What it needs is
+little: the lowering takes neither PyTorch nor CANN. The last step, CANN's closed ``hivmc``, is replaced by a program
+that does nothing, so that ``bishengir-compile`` ends well once it has planned the memories and written its code.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def arguments(target: str, options: Mapping[str, Any]) -> list[str]:
 
 @functools.cache
 def chip(environment: Environment, target: str) -> str:
-    """Return what the compiler takes a target to be, but for how many cores it has: equal for chips that it treats alike.
+    """Return what the compiler takes a target to be, but for the number of cores: equal for chips that it treats alike.
 
     Raises
     ------
@@ -63,10 +63,11 @@ def plan(environment: Environment, text: str, target: str, options: Mapping[str,
     """Return what a kernel takes: plain data, ``error`` being empty where it compiles."""
     tool = environment.tool("bishengir-compile-a5" if fifth(target) else "bishengir-compile")
     begin = time.perf_counter()
-    code, said, kept = 0, "", ""
+    code: int | None = None
+    said = kept = ""
     for _ in range(_TRIES):
         code, said, kept = _run(tool, environment.stubs, text, arguments(target, options))
-        if code == 0 or "rror" in said:
+        if code in (0, None) or "rror" in said:
             break
     found: dict[str, Any] = {"used": dump.used(kept), "limits": dump.limits(kept), "workspace": dump.workspace(kept),
                              "split": dump.split(said), "error": dump.error(said, code) if code else ""}
