@@ -12,11 +12,12 @@ from torch import Tensor
 from portable_gla.backend import Call, DecodeCall, Gradients
 from portable_gla_ascend.places import packed_places
 from portable_gla_ascend.socs import Soc
-from portable_gla_ascend.tiles import Tiles, choose
+from portable_gla_ascend.tiles import Pass, choose
 
 _KINDS = {torch.bfloat16: "bf16", torch.float16: "split", torch.float32: "f32"}
 _NEAR_SCORES = 50.0  # nats within which e^p and e^-p are taken apart: both stay far inside float32
 _NEAR_GRADIENTS = 4.0  # ... where sums of dg are subtracted
+_LEAST_SWEPT = 32  # channels of V
 
 
 @functools.lru_cache(maxsize=64)
@@ -78,13 +79,13 @@ class _Launcher:
         self.packed = call.cu_seqlens is not None
         self.cu_seqlens = call.q if call.cu_seqlens is None else call.cu_seqlens.contiguous()
         self.bonus = call.q if call.bonus is None else call.bonus.contiguous()
-        self.tiles: Tiles = choose(soc, call.q.dtype, self.gate.kind, self.key_dim, self.value_dim)
-        self.near = near_table(call.q.device, self.tiles.chunk)
+        self.kind = _KINDS[call.q.dtype]
+        self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim)
         self.scaled = call.q.dtype == torch.float16
         self.kept = call.q.dtype
         self.constants = {"K": self.key_dim, "V": self.value_dim, "GATE": self.gate.kind, "PACKED": self.packed,
                           "REVERSE": call.reverse, "BONUS": call.bonus is not None, "SCALED": self.scaled,
-                          "KIND": _KINDS[call.q.dtype], "C": self.tiles.chunk}
+                          "KIND": self.kind}
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.call.q.new_empty(shape, dtype=dtype)
@@ -98,65 +99,71 @@ class _Launcher:
             return self.tokens // unit + self.sequences
         return self.batch * math.ceil(self.tokens / unit)
 
-    def _places(self) -> Tensor:
+    def _places(self, chunk: int) -> Tensor:
         if self.call.cu_seqlens is None:
             return self.call.q
-        return packed_places(self.call.cu_seqlens, self.tiles.chunk, self._slots(self.tiles.chunk))
+        return packed_places(self.call.cu_seqlens, chunk, self._slots(chunk))
 
     def _grid(self, items: int) -> tuple[int]:
         return (max(1, min(items, self.soc.cube_cores)),)
 
-    def _depths(self) -> Tensor:
-        tiles_k = math.ceil(self.key_dim / self.tiles.block_k)
-        shape = self._slots(self.tiles.chunk), self.heads, tiles_k
+    def _near(self, tiles: Pass) -> Tensor:
+        return near_table(self.call.q.device, tiles.chunk)
+
+    def _depths(self, tiles: Pass) -> Tensor:
+        shape = self._slots(tiles.chunk), self.heads, math.ceil(self.key_dim / tiles.block_k)
         # A packed slot without a chunk is walked too, and reads what no sweep wrote.
         return self.call.q.new_zeros(shape, dtype=torch.int32) if self.packed else self._empty(*shape, dtype=torch.int32)
 
-    def _sweep(self, x: Tensor, y: Tensor, edge: Tensor | None, last: Tensor | None, depths: Tensor, *, forward: bool,
-               span: int, near: float) -> tuple[Tensor, Tensor]:
+    def _swept(self, tiles: Pass) -> int:
+        """Return the tile of V of the sweeps: smaller while cores would idle."""
+        programs = self.sequences * self.heads * math.ceil(self.key_dim / tiles.block_k)
+        block = tiles.sweep_v
+        while block > _LEAST_SWEPT and programs * math.ceil(self.value_dim / block) < self.soc.cube_cores:
+            block //= 2
+        return block
+
+    def _sweep(self, tiles: Pass, x: Tensor, y: Tensor, edge: Tensor | None, last: Tensor | None, depths: Tensor, *,
+               forward: bool, near: float) -> tuple[Tensor, Tensor]:
         """Keep the states between chunks; return them and, of float16, their rows' scales."""
-        tiles, call = self.tiles, self.call
-        block_v = tiles.swept(self.sequences * self.heads * math.ceil(self.key_dim / tiles.block_k), self.value_dim,
-                              self.soc.cube_cores)
+        call, block_v = self.call, self._swept(tiles)
         tiles_k, tiles_v = math.ceil(self.key_dim / tiles.block_k), math.ceil(self.value_dim / block_v)
-        slots = self._slots(tiles.chunk * span)
-        kept = self._empty(slots, self.heads, self.key_dim, self.value_dim, dtype=self.kept)
+        slots = self._slots(tiles.chunk * tiles.span)
+        kept = self._empty(slots, self.heads, self.key_dim, self.value_dim, dtype=call.q.dtype)
         scales = self._empty(slots, self.heads, tiles_v, self.key_dim) if self.scaled else kept
         items = self.sequences * self.heads * tiles_k * tiles_v
-        if edge is not None:
-            edge = edge.to(torch.float32).contiguous()
-        constants = {**self.constants, "FORWARD": forward, "EDGE": edge is not None, "LAST": last is not None,
-                     "RANGE": 0.0 if call.q.dtype == torch.float32 else near, "SPAN": span, "BK": tiles.block_k,
-                     "BV": block_v, "DEPTH": tiles.chunk.bit_length() - 1}
+        edge = None if edge is None else edge.to(torch.float32).contiguous()
         self.kernels.sweep[self._grid(items)](
-            x, y, self.gate.tensor, self.near, self.near if edge is None else edge, kept, scales,
-            self.near if last is None else last, depths, self.cu_seqlens, call.scale, items, self.tokens, self.heads,
+            x, y, self.gate.tensor, self._near(tiles), kept if edge is None else edge, kept, scales,
+            kept if last is None else last, depths, self.cu_seqlens, call.scale, items, self.tokens, self.heads,
             *_strides(x), *_strides(y), *self.gate.strides,
             0 if edge is None or edge.shape[0] == 1 else edge.stride(0), 0 if last is None else last.stride(0),
             self._group(x.shape[2]), self._group(y.shape[2]), self._group(self.gate.heads) if call.g is not None else 1,
-            **constants)
-        self.kept_v = block_v
+            **self.constants, FORWARD=forward, EDGE=edge is not None, LAST=last is not None,
+            RANGE=0.0 if self.kind == "f32" else near, C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v,
+            DEPTH=tiles.chunk.bit_length() - 1)
         return kept, scales
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
         """Return o and the final state."""
-        call, tiles = self.call, self.tiles
+        call, tiles = self.call, self.tiles.forward
         o = self._empty(self.batch, self.tokens, self.heads, self.value_dim, dtype=call.q.dtype)
         final = self._empty(*call.state_shape) if call.output_final_state else None
         if not self.batch or not self.tokens:
             if final is not None:
                 final.copy_(call.initial_state) if call.initial_state is not None else final.zero_()
             return o, final
-        depths = self._depths()
-        kept, scales = self._sweep(self.k, self.v, call.initial_state, final, depths, forward=True, span=tiles.span,
+        depths = self._depths(tiles)
+        kept, scales = self._sweep(tiles, self.k, self.v, call.initial_state, final, depths, forward=True,
                                    near=_NEAR_SCORES)
-        constants = {**self.constants, "SPAN": tiles.span, "BK": tiles.block_k, "BV": tiles.block_v,
-                     "KEPT_V": self.kept_v}
-        items = self._slots(tiles.chunk) * self.heads * math.ceil(self.value_dim / tiles.block_v)
+        kept_v = self._swept(tiles)
+        block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
+        items = self._slots(tiles.chunk) * self.heads * math.ceil(self.value_dim / block_v)
         self.kernels.outputs[self._grid(items)](
-            self.q, self.k, self.v, self.gate.tensor, self.bonus, o, self.near, kept, scales, depths, self._places(),
-            self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q), *_strides(self.k),
-            *_strides(self.v), *self.gate.strides, *self._groups(), **constants)
+            self.q, self.k, self.v, self.gate.tensor, self.bonus, o, self._near(tiles), kept, scales, depths,
+            self._places(tiles.chunk), self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q),
+            *_strides(self.k), *_strides(self.v), *self.gate.strides, *self._groups(), **self.constants,
+            C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v, KEPT_V=kept_v)
         return o, final
 
     def _groups(self) -> tuple[int, int, int, int]:
@@ -166,35 +173,36 @@ class _Launcher:
 
     def backward(self, do: Tensor, dfinal: Tensor | None) -> Gradients:
         """Return the gradients."""
-        call, tiles = self.call, self.tiles
+        call, tiles = self.call, self.tiles.backward
         if not self.batch or not self.tokens:
             return self._untouched(dfinal)
-        depths = self._depths()
-        states, state_scales = self._sweep(self.k, self.v, call.initial_state, None, depths, forward=True, span=1,
+        depths = self._depths(tiles)
+        states, state_scales = self._sweep(tiles, self.k, self.v, call.initial_state, None, depths, forward=True,
                                            near=_NEAR_GRADIENTS)
         dinitial = None if call.initial_state is None else self._empty(*call.state_shape)
-        adjoints, adjoint_scales = self._sweep(self.q, do, dfinal, dinitial, depths, forward=False, span=1, near=0.0)
+        adjoints, adjoint_scales = self._sweep(tiles, self.q, do, dfinal, dinitial, depths, forward=False, near=0.0)
         q_group, k_group, v_group, g_group = self._groups()
-        slots, places = self._slots(tiles.chunk), self._places()
-        tiles_k = math.ceil(self.key_dim / tiles.block_k)
+        near, slots, places = self._near(tiles), self._slots(tiles.chunk), self._places(tiles.chunk)
+        tiles_k, kept_v = math.ceil(self.key_dim / tiles.block_k), self._swept(tiles)
         dq, dk = (self._gradient(x, self.key_dim) for x in (call.q, call.k))
         dv = self._gradient(call.v, self.value_dim)
         dg = self._gate_gradient(tiles_k)
         dbonus = None if call.bonus is None else self._empty(slots, self.heads, self.key_dim)
+        blocks = {"C": tiles.chunk, "BK": tiles.block_k, "KEPT_V": kept_v}
+        block_v = min(tiles.loop_v, kept_v) if self.scaled else tiles.loop_v
         items = slots * self.heads * tiles_k
         self.kernels.gradients_k[self._grid(items)](
             self.q, self.k, self.v, do, self.gate.tensor, self.bonus, dq, dk, dq if dg is None else dg,
-            dq if dbonus is None else dbonus, self.near, states, state_scales, adjoints, adjoint_scales, depths, places,
+            dq if dbonus is None else dbonus, near, states, state_scales, adjoints, adjoint_scales, depths, places,
             self.cu_seqlens, call.scale, items, self.batch, self.tokens, self.heads, *_strides(self.q),
             *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides, q_group, k_group, v_group, g_group,
-            **self.constants, BK=tiles.block_k, BV=min(tiles.gradient_v, self.kept_v), KEPT_V=self.kept_v)
-        block_v = min(tiles.block_v, self.kept_v)
+            **self.constants, **blocks, BV=block_v)
+        block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
         items = slots * self.heads * math.ceil(self.value_dim / block_v)
         self.kernels.gradients_v[self._grid(items)](
-            self.q, self.k, do, self.gate.tensor, self.bonus, dv, self.near, adjoints, adjoint_scales, depths, places,
+            self.q, self.k, do, self.gate.tensor, self.bonus, dv, near, adjoints, adjoint_scales, depths, places,
             self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q), *_strides(self.k),
-            *_strides(do), *self.gate.strides, q_group, k_group, g_group, **self.constants, BK=tiles.block_k,
-            BV=block_v, KEPT_V=self.kept_v)
+            *_strides(do), *self.gate.strides, q_group, k_group, g_group, **self.constants, **blocks, BV=block_v)
         return Gradients(
             _folded(dq, call.q), _folded(dk, call.k), _folded(dv, call.v), self._folded_gate(dg),
             self._folded_initial(dinitial),

@@ -1,7 +1,4 @@
-"""Addresses, products and kept states: what every kernel uses.
-
-A chunk's rows are positions along the recurrence; with ``REVERSE`` position 0 is a sequence's last token.
-"""
+"""Addresses, products and kept states: what every kernel uses."""
 
 import triton
 import triton.language as tl
@@ -24,15 +21,30 @@ def sequence(cu_seqlens, n, tokens, C: tl.constexpr, PACKED: tl.constexpr):
 
 
 @triton.jit
-def positions(first, length, chunk, C: tl.constexpr, REVERSE: tl.constexpr):
-    """Return the tokens at a chunk's positions (int64) and which of them exist."""
-    at = chunk * C + tl.arange(0, C)
-    inside = (at >= 0) & (at < length)
+def masks(near_table, C: tl.constexpr, REVERSE: tl.constexpr):
+    """Return the table that masks are cut from, see ``gates.py``, and the positions of a chunk's rows.
+
+    Rows are tokens as they lie in memory, for the device copies descending rows one by one; with ``REVERSE`` the last
+    row has position 0.
+    """
+    row = tl.arange(0, C)
+    near = tl.load(near_table + row[:, None] * C + row[None, :])
     if REVERSE:
-        tokens = first + (length - 1 - at).to(tl.int64)
+        return -near, C - 1 - row
     else:
-        tokens = first + at.to(tl.int64)
-    return tokens, inside
+        return near, row
+
+
+@triton.jit
+def tokens_of(first, length, chunk, C: tl.constexpr, REVERSE: tl.constexpr):
+    """Return the tokens of a chunk's rows (int64) and which of them exist; chunk 0 is where the recurrence starts."""
+    if REVERSE:
+        start = length - (chunk + 1) * C
+    else:
+        start = chunk * C
+    at = tl.arange(0, C)
+    inside = (at >= -start) & (at < length - start)
+    return first + start + at.to(tl.int64), inside
 
 
 @triton.jit

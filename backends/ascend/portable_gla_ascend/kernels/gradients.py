@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from portable_gla_ascend.kernels.common import kept_state, positions, product, rows, sequence
+from portable_gla_ascend.kernels.common import kept_state, masks, product, rows, sequence, tokens_of
 from portable_gla_ascend.kernels.gates import load_gate, pairwise, spans, total
 from portable_gla_ascend.kernels.scores import channel_gradients, channel_scores
 
@@ -21,7 +21,7 @@ def gradients_k(
 
     Walks ``items`` = slots of chunks x heads x tiles of K. dg is [B, T, H, K] per channel, else [tiles of K, B, H, T].
     """
-    near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
+    near, position = masks(near_table, C, REVERSE)
     tiles_k: tl.constexpr = (K + BK - 1) // BK
     tiles_v: tl.constexpr = (V + BV - 1) // BV
     kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
@@ -38,63 +38,28 @@ def gradients_k(
             chunk = slot % chunks
         row, first, length, _ = sequence(cu_seqlens, n, tokens, C, PACKED)
         place = slot.to(tl.int64) * heads + head
-        at, inside = positions(first, length, chunk, C, REVERSE)
+        at, inside = tokens_of(first, length, chunk, C, REVERSE)
         head64 = head.to(tl.int64)
         row64 = row.to(tl.int64)
         at_k = tile_k * BK + tl.arange(0, BK)
-        gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, at_k, inside, K, GATE)
-        dscores = tl.zeros([C, C], dtype=tl.float32)
-        dq_flipped = tl.zeros([BK, C], dtype=tl.float32)
-        dk_state = tl.zeros([C, BK], dtype=tl.float32)
-        through = tl.zeros([BK], dtype=tl.float32)
-        for tile_v in range(tiles_v):
-            at_v = tile_v * BV + tl.arange(0, BV)
-            vs = rows(v, row64 * v_row + (head64 // v_group) * v_head, at, v_token, at_v, inside, V)
-            dos = rows(do, row64 * do_row + head64 * do_head, at, do_token, at_v, inside, V)
-            corner = place * (K * V) + at_k[:, None] * V + at_v[None, :]
-            scale_at = (place * kept_tiles + (tile_v * BV) // KEPT_V) * K + at_k
-            within = (at_k < K)[:, None] & (at_v < V)[None, :]
-            state = kept_state(states, state_scales, corner, scale_at, at_k < K, within, SCALED)
-            adjoint = kept_state(adjoints, adjoint_scales, corner, scale_at, at_k < K, within, SCALED)
-            through += tl.sum(state.to(tl.float32) * adjoint.to(tl.float32), 1)
-            # A left operand is used once, and last.
-            dq_flipped += product(state, tl.trans(dos), KIND)
-            dscores += product(dos, tl.trans(vs), KIND)
-            dk_state += product(vs, tl.trans(adjoint), KIND)
-        dscores = dscores * scale
-        dq_state = tl.trans(dq_flipped) * scale
-        if GATE != "none":
-            if BONUS:
-                dq_state = dq_state * tl.exp(spans(near > 0, gates, GATE))
-            else:
-                dq_state = dq_state * tl.exp(spans(near >= 0, gates, GATE))
-            dk_state = dk_state * tl.exp(spans(near < 0, gates, GATE))
-            through = through * tl.exp(total(gates, GATE))
         qs = rows(q, row64 * q_row + (head64 // q_group) * q_head, at, q_token, at_k, inside, K)
         ks = rows(k, row64 * k_row + (head64 // k_group) * k_head, at, k_token, at_k, inside, K)
-        out = (row64 * tokens + at)[:, None] * (heads * K) + head64 * K + at_k[None, :]
-        within = inside[:, None] & (at_k < K)[None, :]
-        if BONUS:
-            own = tl.sum(tl.where(near == 0, dscores, 0.0), 1)[:, None]
-            u = tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)[None, :]
-            pair = own * qs.to(tl.float32)
-            tl.store(dbonus + place * K + at_k, tl.sum(pair * ks.to(tl.float32), 0), mask=at_k < K)
-            dq_found = dq_state + own * ks.to(tl.float32) * u
-            dk_found = dk_state + pair * u
-        else:
-            dq_found = dq_state
-            dk_found = dk_state
+        v_start = row64 * v_row + (head64 // v_group) * v_head
+        do_start = row64 * do_row + head64 * do_head
+        g_start = row64 * g_row + (head64 // g_group) * g_head
+        dscores = tl.zeros([C, C], dtype=tl.float32)
+        for tile_v in range(tiles_v):
+            at_v = tile_v * BV + tl.arange(0, BV)
+            vs = rows(v, v_start, at, v_token, at_v, inside, V)
+            dos = rows(do, do_start, at, do_token, at_v, inside, V)
+            dscores += product(dos, tl.trans(vs), KIND)
+        dscores = dscores * scale
+        own = tl.sum(tl.where(near == 0, dscores, 0.0), 1)[:, None]
         if GATE == "channel":
+            gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             depth = tl.load(depths + place * tiles_k + tile_k)
-            dq_pairs, dk_pairs, dg_found = channel_gradients(qs, ks, gates, dscores, near, depth, BONUS, KIND, C)
-            # Every path from the state before to a reader at or after the token, and from a writer before it onwards.
-            if BONUS:
-                dg_found += tl.dot((near < 0).to(tl.float32), qs.to(tl.float32) * dq_state, input_precision="ieee")
-            else:
-                dg_found += tl.dot((near <= 0).to(tl.float32), qs.to(tl.float32) * dq_state, input_precision="ieee")
-            dg_found += tl.dot((near > 0).to(tl.float32), ks.to(tl.float32) * dk_state, input_precision="ieee")
-            dg_found += through[None, :]
-            tl.store(dg + out, dg_found.to(dg.dtype.element_ty), mask=within)
+            dscores = tl.where(near >= 0, dscores, tl.trans(dscores))
+            dq_found, dk_found, dg_found = channel_gradients(qs, ks, gates, dscores, near, position, depth, BONUS, KIND, C)
         else:
             flipped = tl.trans(dscores)
             if BONUS:
@@ -104,27 +69,80 @@ def gradients_k(
                 paired = tl.where(near >= 0, dscores, 0.0)
                 flipped = tl.where(near <= 0, flipped, 0.0)
             if GATE != "none":
-                shared = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, tl.arange(0, C), inside,
-                                   K, GATE)
+                shared = load_gate(g, g_start, at, g_token, tl.arange(0, C), inside, K, GATE)
                 decay = tl.exp(pairwise(near, shared, BONUS))
                 paired = paired * decay
                 flipped = flipped * tl.trans(decay)
-            dk_pairs = product(flipped, qs, KIND)
+            dk_found = product(flipped, qs, KIND)
             if GATE != "none":
-                readers = tl.sum(qs.to(tl.float32) * dq_state, 1)[:, None]
-                writers = tl.sum(ks.to(tl.float32) * dk_state, 1)[:, None]
                 # Pairs j < t <= i (to a bonus t < i): summed over j < t on the cube, then over i.
-                crossed = paired * product(qs, tl.trans(ks), KIND)
+                crossed = paired * product(qs.to(tl.float32), tl.trans(ks), KIND)
                 crossed = tl.dot(crossed, (near < 0).to(tl.float32), input_precision="ieee")
                 if BONUS:
-                    found = tl.sum(tl.where(near > 0, crossed + readers, 0.0), 0)
+                    dg_head = tl.sum(tl.where(near > 0, crossed, 0.0), 0)
                 else:
-                    found = tl.sum(tl.where(near >= 0, crossed + readers, 0.0), 0)
-                found += tl.sum(tl.where(near < 0, writers, 0.0), 0) + tl.sum(through, 0)
-                tl.store(dg + ((tile_k.to(tl.int64) * batch + row64) * heads + head64) * tokens + at, found, mask=inside)
-            dq_pairs = product(paired, ks, KIND)
-        tl.store(dq + out, (dq_found + dq_pairs).to(dq.dtype.element_ty), mask=within)
-        tl.store(dk + out, (dk_found + dk_pairs).to(dk.dtype.element_ty), mask=within)
+                    dg_head = tl.sum(tl.where(near >= 0, crossed, 0.0), 0)
+            dq_found = product(paired, ks, KIND)
+            if GATE == "none":
+                # A sum that only the cube has touched cannot go on as another product's: the compiler refuses the copy.
+                dk_found = tl.where(inside[:, None], dk_found, 0.0)
+        dq_flipped = tl.zeros([BK, C], dtype=tl.float32)
+        dk_state = tl.zeros([C, BK], dtype=tl.float32)
+        through = tl.zeros([BK], dtype=tl.float32)
+        for tile_v in range(tiles_v):
+            at_v = tile_v * BV + tl.arange(0, BV)
+            vs = rows(v, v_start, at, v_token, at_v, inside, V)
+            dos = rows(do, do_start, at, do_token, at_v, inside, V)
+            corner = place * (K * V) + at_k[:, None] * V + at_v[None, :]
+            scale_at = (place * kept_tiles + (tile_v * BV) // KEPT_V) * K + at_k
+            within = (at_k < K)[:, None] & (at_v < V)[None, :]
+            state = kept_state(states, state_scales, corner, scale_at, at_k < K, within, SCALED)
+            adjoint = kept_state(adjoints, adjoint_scales, corner, scale_at, at_k < K, within, SCALED)
+            if GATE != "none":
+                through += tl.sum(state.to(tl.float32) * adjoint.to(tl.float32), 1)
+            dq_flipped += product(state, tl.trans(dos), KIND)
+            dk_state += product(vs, tl.trans(adjoint), KIND)
+        dq_state = tl.trans(dq_flipped) * scale
+        qs = rows(q, row64 * q_row + (head64 // q_group) * q_head, at, q_token, at_k, inside, K).to(tl.float32)
+        ks = rows(k, row64 * k_row + (head64 // k_group) * k_head, at, k_token, at_k, inside, K).to(tl.float32)
+        if GATE != "none":
+            gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
+            if BONUS:
+                dq_state = dq_state * tl.exp(spans(near > 0, gates, GATE))
+            else:
+                dq_state = dq_state * tl.exp(spans(near >= 0, gates, GATE))
+            dk_state = dk_state * tl.exp(spans(near < 0, gates, GATE))
+            through = through * tl.exp(total(gates, GATE))
+        # A token's gate lies on the paths from the state before to readers at or after it, and from writers before it.
+        readers = qs * dq_state
+        writers = ks * dk_state
+        out = (row64 * tokens + at)[:, None] * (heads * K) + head64 * K + at_k[None, :]
+        within = inside[:, None] & (at_k < K)[None, :]
+        if GATE == "channel":
+            if BONUS:
+                dg_found += tl.dot((near < 0).to(tl.float32), readers, input_precision="ieee")
+            else:
+                dg_found += tl.dot((near <= 0).to(tl.float32), readers, input_precision="ieee")
+            dg_found += tl.dot((near > 0).to(tl.float32), writers, input_precision="ieee") + through[None, :]
+            tl.store(dg + out, dg_found.to(dg.dtype.element_ty), mask=within)
+        elif GATE != "none":
+            readers = tl.sum(readers, 1)[:, None]
+            writers = tl.sum(writers, 1)[:, None]
+            if BONUS:
+                dg_head += tl.sum(tl.where(near > 0, readers, 0.0), 0)
+            else:
+                dg_head += tl.sum(tl.where(near >= 0, readers, 0.0), 0)
+            dg_head += tl.sum(tl.where(near < 0, writers, 0.0), 0) + tl.sum(through, 0)
+            tl.store(dg + ((tile_k.to(tl.int64) * batch + row64) * heads + head64) * tokens + at, dg_head, mask=inside)
+        dq_found += dq_state
+        dk_found += dk_state
+        if BONUS:
+            u = tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)[None, :]
+            tl.store(dbonus + place * K + at_k, tl.sum(own * qs * ks, 0), mask=at_k < K)
+            dq_found += own * ks * u
+            dk_found += own * qs * u
+        tl.store(dq + out, dq_found.to(dq.dtype.element_ty), mask=within)
+        tl.store(dk + out, dk_found.to(dk.dtype.element_ty), mask=within)
 
 
 @triton.jit
@@ -137,7 +155,7 @@ def gradients_v(
     BV: tl.constexpr, KEPT_V: tl.constexpr,
 ):
     """Write dv [B, T, H, V]. Walks ``items`` = slots of chunks x heads x tiles of V."""
-    near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
+    near, position = masks(near_table, C, REVERSE)
     tiles_k: tl.constexpr = (K + BK - 1) // BK
     tiles_v: tl.constexpr = (V + BV - 1) // BV
     kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
@@ -154,7 +172,7 @@ def gradients_v(
             chunk = slot % chunks
         row, first, length, _ = sequence(cu_seqlens, n, tokens, C, PACKED)
         place = slot.to(tl.int64) * heads + head
-        at, inside = positions(first, length, chunk, C, REVERSE)
+        at, inside = tokens_of(first, length, chunk, C, REVERSE)
         head64 = head.to(tl.int64)
         row64 = row.to(tl.int64)
         at_v = tile_v * BV + tl.arange(0, BV)
@@ -171,7 +189,7 @@ def gradients_v(
                 own += tl.sum(qs.to(tl.float32) * ks.to(tl.float32) * u[None, :], 1)
             if GATE == "channel":
                 depth = tl.load(depths + place * tiles_k + tile_k)
-                scores += channel_scores(qs, ks, gates, near, depth, BONUS, KIND, C)
+                scores += channel_scores(qs, ks, gates, near, position, depth, BONUS, KIND, C)
             else:
                 scores += product(qs, tl.trans(ks), KIND)
             if GATE != "none":
@@ -191,6 +209,9 @@ def gradients_v(
                 scores = tl.where(near <= 0, scores, 0.0)
         if BONUS:
             scores += tl.where(near == 0, own[:, None], 0.0)
+        if GATE == "none":
+            # A sum that only the cube has touched cannot go on as another product's: the compiler refuses the copy.
+            found = tl.where(inside[:, None], found, 0.0)
         dos = rows(do, row64 * do_row + head64 * do_head, at, do_token, at_v, inside, V)
         found += product(scores * scale, dos, KIND)
         tl.store(dv + (row64 * tokens + at)[:, None] * (heads * V) + head64 * V + at_v[None, :],

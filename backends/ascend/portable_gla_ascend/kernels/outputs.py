@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from portable_gla_ascend.kernels.common import kept_state, positions, product, rows, sequence
+from portable_gla_ascend.kernels.common import kept_state, masks, product, rows, sequence, tokens_of
 from portable_gla_ascend.kernels.gates import load_gate, pairwise, spans, total
 from portable_gla_ascend.kernels.scores import channel_scores
 
@@ -20,7 +20,7 @@ def outputs(
 
     Walks ``items`` = slots of chunks x heads x tiles of V; ``places`` has a packed slot's sequence and chunk.
     """
-    near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
+    near, position = masks(near_table, C, REVERSE)
     tiles_k: tl.constexpr = (K + BK - 1) // BK
     tiles_v: tl.constexpr = (V + BV - 1) // BV
     kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
@@ -38,7 +38,7 @@ def outputs(
         row, first, length, kept_slot = sequence(cu_seqlens, n, tokens, C * SPAN, PACKED)
         place = (kept_slot + chunk // SPAN).to(tl.int64) * heads + head
         depth_at = (slot.to(tl.int64) * heads + head) * tiles_k
-        at, inside = positions(first, length, chunk, C, REVERSE)
+        at, inside = tokens_of(first, length, chunk, C, REVERSE)
         head64 = head.to(tl.int64)
         row64 = row.to(tl.int64)
         q_start = row64 * q_row + (head64 // q_group) * q_head
@@ -47,7 +47,7 @@ def outputs(
         g_start = row64 * g_row + (head64 // g_group) * g_head
         at_v = tile_v * BV + tl.arange(0, BV)
         # The chunk before, where it lies in the same block.
-        before, has = positions(first, length, chunk - 1, C, REVERSE)
+        before, has = tokens_of(first, length, chunk - 1, C, REVERSE)
         has = has & (chunk % SPAN != 0)
         found = tl.zeros([C, BV], dtype=tl.float32)
         scores = tl.zeros([C, C], dtype=tl.float32)  # of (j, i), and so is across: a left operand is used once
@@ -63,7 +63,7 @@ def outputs(
                 own += tl.sum(qs.to(tl.float32) * ks.to(tl.float32) * u[None, :], 1)
             if GATE == "channel":
                 depth = tl.load(depths + depth_at + tile_k)
-                scores += channel_scores(qs, ks, gates, near, depth, BONUS, KIND, C)
+                scores += channel_scores(qs, ks, gates, near, position, depth, BONUS, KIND, C)
             else:
                 scores += product(ks, tl.trans(qs), KIND)
             reached = qs
@@ -95,6 +95,10 @@ def outputs(
                 scores = tl.where(near <= 0, scores, 0.0)
         if BONUS:
             scores += tl.where(near == 0, own[:, None], 0.0)
+        if GATE == "none":
+            # A sum that only the cube has touched cannot go on as another product's: the compiler refuses the copy.
+            found = tl.where(inside[:, None], found, 0.0)
+            across = tl.where(inside[None, :], across, 0.0)
         vs = rows(v, v_start, at, v_token, at_v, inside, V)
         found += product(tl.trans(scores), vs, KIND)
         if SPAN > 1:

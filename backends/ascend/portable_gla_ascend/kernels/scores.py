@@ -34,10 +34,10 @@ def block_mask(near, inner, block):
 
 
 @triton.jit
-def channel_scores(q, k, g, near, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
+def channel_scores(q, k, g, near, position, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
     """Return k qᵀ with decays between, [C, C]: at (j, i) for j <= i (with a bonus j < i), else 0."""
-    row = tl.arange(0, C)[:, None]
-    column = tl.arange(0, C)[None, :]
+    row = position[:, None]
+    column = position[None, :]
     q = q.to(tl.float32)
     k = k.to(tl.float32)
     found = tl.zeros([C, C], dtype=tl.float32)
@@ -59,17 +59,14 @@ def channel_scores(q, k, g, near, depth, BONUS: tl.constexpr, KIND: tl.constexpr
 
 
 @triton.jit
-def channel_gradients(q, k, g, dscores, near, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
-    """Return dq, dk and dg [C, BK] of the scores, from do vᵀ at (i, j); where there is no pair it is not read.
+def channel_gradients(q, k, g, dscores, near, position, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
+    """Return dq, dk and dg [C, BK] of the scores; ``dscores`` has do vᵀ at (i, j) and at (j, i).
 
     dg of a token is the sum over the pairs it lies between, level by level; only within the last blocks, whose range
     is small, it is a difference of sums.
     """
-    row = tl.arange(0, C)[:, None]
-    column = tl.arange(0, C)[None, :]
-    q = q.to(tl.float32)
-    k = k.to(tl.float32)
-    flipped = tl.trans(dscores)
+    row = position[:, None]
+    column = position[None, :]
     dq = tl.zeros(q.shape, dtype=tl.float32)
     dk = tl.zeros(q.shape, dtype=tl.float32)
     dg = tl.zeros(q.shape, dtype=tl.float32)
@@ -77,27 +74,28 @@ def channel_gradients(q, k, g, dscores, near, depth, BONUS: tl.constexpr, KIND: 
         s = (C // 2) >> level
         upper = (row & s) != 0
         decay = tl.exp(spans(span_mask(near, upper, s, BONUS), g, "channel"))
-        x = tl.where(upper, q, k)
-        part = tl.where(near == s, dscores, 0.0) + tl.where(near == -s, flipped, 0.0)
-        dx = product(part, x * decay, KIND) * decay
+        x = tl.where(upper, q, k).to(tl.float32)
+        dx = product(tl.where(tl.abs(near) == s, dscores, 0.0), x * decay, KIND) * decay
         dq += tl.where(upper, dx, 0.0)
         dk += tl.where(upper, 0.0, dx)
         crossing = span_mask(-near, (column & s) != 0, s, BONUS)
         dg += tl.dot(crossing.to(tl.float32), x * dx, input_precision="ieee")
     block = C >> depth
+    q = q.to(tl.float32)
+    k = k.to(tl.float32)
     mask = block_mask(near, (column & (block - 1)) != 0, block)
     crossing = block_mask(-near, (row & (block - 1)) != 0, block)
     after = spans(mask, g, "channel")
     if BONUS:
         before = spans(mask & (near > 0), g, "channel")
         part = tl.where((near > 0) & (near < block), dscores, 0.0)
-        part_flipped = tl.where((near < 0) & (near > -block), flipped, 0.0)
+        flipped = tl.where((near < 0) & (near > -block), dscores, 0.0)
     else:
         before = after
         part = tl.where((near >= 0) & (near < block), dscores, 0.0)
-        part_flipped = tl.where((near <= 0) & (near > -block), flipped, 0.0)
+        flipped = tl.where((near <= 0) & (near > -block), dscores, 0.0)
     dq_last = product(part, k * tl.exp(-after), KIND) * tl.exp(before)
-    dk_last = product(part_flipped, q * tl.exp(before), KIND) * tl.exp(-after)
+    dk_last = product(flipped, q * tl.exp(before), KIND) * tl.exp(-after)
     if BONUS:
         dg += tl.dot((crossing & (near < 0)).to(tl.float32), q * dq_last, input_precision="ieee")
         dg -= tl.dot(crossing.to(tl.float32), k * dk_last, input_precision="ieee")

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from portable_gla_ascend.kernels.common import keep, positions, product, rows, sequence
+from portable_gla_ascend.kernels.common import keep, masks, product, rows, sequence, tokens_of
 from portable_gla_ascend.kernels.gates import load_gate, spans, total
 
 
@@ -22,7 +22,7 @@ def sweep(
     K, how many levels its scores need: none where its gates stay within ``RANGE`` nats, those above blocks of 16 where
     these do; else, and with ``RANGE`` = 0, all ``DEPTH`` (2 ** DEPTH = C).
     """
-    near = tl.load(near_table + tl.arange(0, C)[:, None] * C + tl.arange(0, C)[None, :])
+    near, position = masks(near_table, C, REVERSE)
     tiles_k: tl.constexpr = (K + BK - 1) // BK
     tiles_v: tl.constexpr = (V + BV - 1) // BV
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
@@ -55,7 +55,7 @@ def sweep(
             place = (kept_slot + chunk // SPAN).to(tl.int64) * heads + head
             keep(kept, scales, place * (K * V) + corner, (place * tiles_v + tile_v) * K + at_k, state,
                  (at_k < K) & keeping, within & keeping, SCALED)
-            at, inside = positions(first, length, chunk, C, REVERSE)
+            at, inside = tokens_of(first, length, chunk, C, REVERSE)
             xs = rows(x, x_start, at, x_token, at_k, inside, K)
             ys = rows(y, y_start, at, y_token, at_v, inside, V)
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
