@@ -21,3 +21,13 @@ def product(a, b, c, scale, rows, SIZE: tl.constexpr, DIM: tl.constexpr):
 def misspelt(a, SIZE: tl.constexpr):
     """Use what the language does not have."""
     tl.store(a + tl.arange(0, SIZE), tl.nosuch(0.0))
+
+
+@triton.jit
+def spoilt(a, c, n, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    """Copy rows from a bound on, with masks that this release of Triton-Ascend does not survive."""
+    at = tl.arange(0, SIZE)
+    for tile in range(WIDTH // SIZE):
+        inside = (at >= -n)[:, None] & (tile * SIZE + at < WIDTH)[None, :]
+        place = (n + at)[:, None] * WIDTH + (tile * SIZE + at)[None, :]
+        tl.store(c + place, tl.load(a + place, mask=inside, other=0.0).to(tl.float32), mask=inside)

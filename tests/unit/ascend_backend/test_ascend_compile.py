@@ -63,6 +63,12 @@ def test_a_kernel_that_does_not_lower_says_why() -> None:
     assert compiled(product(32, 32), "910B2")["error"] == ""  # the child goes on
 
 
+def test_a_crash_in_lowering_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This kernel's masks spoil the memory of triton-adapter-opt 3.2.0: kernels have to bound rows otherwise."""
+    launch = Launch("spoilt", {"a": "*bf16", "c": "*fp32", "n": "i32"}, {"SIZE": 64, "WIDTH": 512}, ["a", "c"], {})
+    assert compiled(launch, "910B2")["error"] == "does not lower: triton-adapter-opt crashed"
+
+
 def test_chips_described_alike_share_a_plan(monkeypatch: pytest.MonkeyPatch,
                                             compilers: environment.Environment) -> None:
     chips = {target: planning.chip(compilers, name) for target, name in offline.TARGETS.items()}

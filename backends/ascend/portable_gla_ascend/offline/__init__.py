@@ -165,5 +165,7 @@ def _child(made: environment.Environment, path: tuple[Path, ...]) -> lowering.Ch
 
 
 def _told(said: str) -> str:
+    if "Stack dump:" in said:
+        return "triton-adapter-opt crashed"
     lines = [line.strip() for line in said.splitlines() if "rror" in line] or said.strip().splitlines()[-1:]
     return "; ".join(dict.fromkeys(lines))[:600]

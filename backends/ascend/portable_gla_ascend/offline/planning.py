@@ -69,12 +69,15 @@ def plan(environment: Environment, text: str, target: str, options: Mapping[str,
         code, said, kept = _run(tool, environment.stubs, text, arguments(target, options))
         if code in (0, None) or "rror" in said:
             break
+    crashed = code is not None and code < 0
     found: dict[str, Any] = {"used": dump.used(kept), "limits": dump.limits(kept), "workspace": dump.workspace(kept),
                              "split": dump.split(said), "error": dump.error(said, code) if code else ""}
     for over in dump.overflows(said) if code else ():
         found["used"][over.memory] = over.needed
         found["limits"][over.memory] = over.available
-    if code is None:
+    if crashed:
+        found["transient"] = True
+    elif code is None:
         found |= {"transient": True, "error": f"bishengir-compile took more than {SECONDS:g} s"}
     elif not code and not found["used"]:
         found["error"] = "bishengir-compile kept no code that tells what it allotted"
