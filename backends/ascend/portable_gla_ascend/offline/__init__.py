@@ -13,6 +13,7 @@ import importlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from portable_gla_ascend import socs
@@ -22,8 +23,8 @@ from portable_gla_ascend.offline.environment import compiler
 from portable_gla_ascend.offline.recording import Launch
 from portable_gla_ascend.socs import Soc
 
-__all__ = ["MEMORY", "TARGETS", "Build", "Compiled", "builds", "compile_launch", "compile_one", "compiler", "key",
-           "prepare", "summed"]
+__all__ = ["MEMORY", "TARGETS", "Build", "Compiled", "builds", "compile_launch", "compile_one", "compiler", "kernels",
+           "key", "prepare", "summed"]
 
 TARGETS = {"910B2": "Ascend910B2", "910B4": "Ascend910B4", "910_9391": "Ascend910_9391", "950": "Ascend950PR_9599"}
 """Targets and the compiler's names of their chips."""
@@ -63,6 +64,11 @@ def prepare() -> None:
     environment.ensure()
 
 
+def kernels() -> ModuleType:
+    """Return the module of the kernels, which needs a Triton, but not Ascend's."""
+    return importlib.import_module(KERNELS)
+
+
 def soc(target: str) -> Soc:
     """Return the chip that a target is compiled for."""
     found = socs.of(TARGETS[target])
@@ -87,7 +93,7 @@ def builds(targets: Iterable[str] = tuple(TARGETS), sample: bool = False) -> Ite
 
 @functools.lru_cache(maxsize=4096)
 def _recorded(target: str, configuration: tuple[tuple[str, Any], ...]) -> list[Launch]:
-    return recording.record(importlib.import_module(KERNELS), soc(target), dict(configuration))
+    return recording.record(kernels(), soc(target), dict(configuration))
 
 
 def _launches(build: Build) -> list[Launch]:
@@ -100,7 +106,7 @@ def _launches(build: Build) -> list[Launch]:
 
 @functools.cache
 def _sources() -> str:
-    home = Path(importlib.import_module(KERNELS).__file__ or "").parent
+    home = Path(kernels().__file__ or "").parent
     return store.digest([path.read_text(encoding="utf-8") for path in sorted(home.glob("*.py"))])
 
 

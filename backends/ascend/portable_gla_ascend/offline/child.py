@@ -12,7 +12,6 @@ import subprocess
 import sys
 from typing import Any, TextIO
 
-
 TIMES = 3
 """How often a kernel is lowered: a pass that spoils memory (there is one) crashes only now and then."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -102,8 +102,9 @@ def configurations(sample: bool) -> Iterator[dict[str, Any]]:
             yield {"dtype": dtype, "gate": gate, "K": 128, "V": 128, "features": features}
 
 
-def record(kernels: Any, soc: Soc, configuration: dict[str, Any]) -> list[Launch]:
-    """Return the launches of one kind of call: forward, backward and decode."""
+def record(kernels: Any, soc: Soc, configuration: dict[str, Any],
+           passes: Iterable[str] = ("forward", "backward", "decode")) -> list[Launch]:
+    """Return the launches of one kind of call."""
     dtype = DTYPES[configuration["dtype"]]
     key_dim, value_dim, gate = configuration["K"], configuration["V"], configuration["gate"]
     full, bonus = configuration["features"] != "plain", configuration["features"] == "bonus"
@@ -119,12 +120,15 @@ def record(kernels: Any, soc: Soc, configuration: dict[str, Any]) -> list[Launch
         empty(3, heads, key_dim, value_dim, dtype=torch.float32) if full else None,
         empty(heads, key_dim) if bonus else None, empty(4, dtype=torch.int32) if full else None, 0.1, full, full, {})
     recorder = Recorder(kernels)
-    launch.forward(recorder, call, soc)
-    launch.backward(recorder, call, empty(1, tokens, heads, value_dim),
-                    empty(3, heads, key_dim, value_dim, dtype=torch.float32) if full else None, soc)
-    q, k, v = (empty(1, 1, *x.shape[2:]) for x in (call.q, call.k, call.v))
-    launch.decode(recorder, DecodeCall(
-        q, k, v, g if g is None or g.dim() == 1 else empty(1, 1, *g.shape[2:]),
-        empty(8, heads, key_dim, value_dim, dtype=torch.float32), empty(1, dtype=torch.int64) if full else None,
-        call.bonus, 0.1, empty(1, 1, heads, value_dim)), soc)
+    if "forward" in passes:
+        launch.forward(recorder, call, soc)
+    if "backward" in passes:
+        launch.backward(recorder, call, empty(1, tokens, heads, value_dim),
+                        empty(3, heads, key_dim, value_dim, dtype=torch.float32) if full else None, soc)
+    if "decode" in passes:
+        q, k, v = (empty(1, 1, *x.shape[2:]) for x in (call.q, call.k, call.v))
+        launch.decode(recorder, DecodeCall(
+            q, k, v, g if g is None or g.dim() == 1 else empty(1, 1, *g.shape[2:]),
+            empty(8, heads, key_dim, value_dim, dtype=torch.float32), empty(1, dtype=torch.int64) if full else None,
+            call.bonus, 0.1, empty(1, 1, heads, value_dim)), soc)
     return recorder.launches
