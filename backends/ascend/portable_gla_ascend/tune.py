@@ -22,7 +22,7 @@ from portable_gla_ascend import launch, offline
 from portable_gla_ascend.offline import recording
 from portable_gla_ascend.tiles import Pass, Tiles
 
-CHIPS = {"910": "910B2", "950": "950"}
+CHIPS = {"910": "Ascend910B2", "950": "Ascend950"}
 """Kinds of chips, and the target that stands for each: the compilers describe the others of a kind alike."""
 DTYPES = {"bf16": "bf16", "split": "f16", "f32": "f32"}
 """Kinds of products, and the inputs' dtype."""

@@ -51,31 +51,32 @@ def test_a_kernel_compiles_and_its_memories_are_told(target: str, dtype: str) ->
 
 
 def test_an_oversized_tile_is_refused() -> None:
-    found = compiled(product(128, 512), "910B2")
+    found = compiled(product(128, 512), "Ascend910B2")
     assert "overflow: needs" in found["error"]
     worst = max(found["used"][name] / found["limits"][name] for name in found["used"])
     assert worst > 1
 
 
 def test_a_kernel_that_does_not_lower_says_why() -> None:
-    found = compiled(Launch("misspelt", {"a": "*fp32"}, {"SIZE": 24}, ["a"], {}), "910B2")
+    found = compiled(Launch("misspelt", {"a": "*fp32"}, {"SIZE": 24}, ["a"], {}), "Ascend910B2")
     assert found["error"].startswith("does not lower: ") and "nosuch" in found["error"]
-    assert compiled(product(32, 32), "910B2")["error"] == ""  # the child goes on
+    assert compiled(product(32, 32), "Ascend910B2")["error"] == ""  # the child goes on
 
 
 def test_a_crash_in_lowering_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """This kernel's masks spoil the memory of triton-adapter-opt 3.2.0: kernels have to bound rows otherwise."""
     launch = Launch("spoilt", {"a": "*bf16", "c": "*fp32", "n": "i32"}, {"SIZE": 64, "WIDTH": 512}, ["a", "c"], {})
-    assert compiled(launch, "910B2")["error"] == "does not lower: triton-adapter-opt crashed"
+    assert compiled(launch, "Ascend910B2")["error"] == "does not lower: triton-adapter-opt crashed"
 
 
 def test_chips_described_alike_share_a_plan(monkeypatch: pytest.MonkeyPatch,
                                             compilers: environment.Environment) -> None:
     chips = {target: planning.chip(compilers, name) for target, name in offline.TARGETS.items()}
-    assert chips["910B2"] == chips["910B4"] == chips["910_9391"] != chips["950"] and "CORE_COUNT" not in chips["950"]
-    first = compiled(product(32, 64), "910B2")
+    assert chips["Ascend910B2"] == chips["Ascend910B4"] == chips["Ascend910_9391"] != chips["Ascend950"]
+    assert "CORE_COUNT" not in chips["Ascend950"]
+    first = compiled(product(32, 64), "Ascend910B2")
     monkeypatch.setattr(planning, "plan", lambda *arguments: pytest.fail("planned again"))
-    assert compiled(product(32, 64), "910B4")["used"] == first["used"]
+    assert compiled(product(32, 64), "Ascend910B4")["used"] == first["used"]
     with pytest.raises(environment.MissingEnvironment, match="Ascend7"):
         planning.chip(compilers, "Ascend7")
 
@@ -104,7 +105,7 @@ def test_the_command_refuses_a_planted_tile(tmp_path: Path, monkeypatch: pytest.
         """), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "table.md"
-    result = CliRunner().invoke(cli.app, ["compile", "--backend", "planted", "--targets", "910B4", "--jobs", "1",
+    result = CliRunner().invoke(cli.app, ["compile", "--backend", "planted", "--targets", "Ascend910B4", "--jobs", "1",
                                           "--out", str(out)])
     assert result.exit_code == 1
     good, planted = yaml.safe_load(out.with_suffix(".yaml").read_text(encoding="utf-8"))["rows"]

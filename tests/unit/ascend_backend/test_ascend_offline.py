@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -236,9 +237,9 @@ def test_a_launch_is_written_down_as_triton_types_it() -> None:
 
 
 def test_chips_are_as_the_backend_knows_them() -> None:
-    assert set(offline.TARGETS) == {"910B2", "910B4", "910_9391", "950"}
-    for target in offline.TARGETS:
-        assert offline.soc(target) == socs.of(offline.TARGETS[target])
+    assert set(offline.TARGETS) == {"Ascend910B2", "Ascend910B4", "Ascend910_9391", "Ascend950"}
+    for target, name in offline.TARGETS.items():
+        assert dataclasses.replace(offline.soc(target), name=name) == socs.of(name)
 
 
 @pytest.fixture
@@ -261,8 +262,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_launch_that_came_before_is_no_build(recorded) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    found = list(offline.builds(["910B2", "950"]))
-    mine = [build for build in found if build.target == "910B2"]
+    found = list(offline.builds(["Ascend910B2", "Ascend950"]))
+    mine = [build for build in found if build.target == "Ascend910B2"]
     calls = [dict(call) for call in dict.fromkeys(tuple(call.items()) for call in recording.configurations(False))]
     assert len(found) == 2 * len(mine)
     assert [build.configuration for build in mine if build.kernel == "outputs"] == calls
@@ -282,12 +283,12 @@ def test_the_worst_of_a_builds_launches_is_its_row(recorded, monkeypatch: pytest
 
     monkeypatch.setattr(offline, "compile_launch", compile_launch)
     configuration = {"dtype": "bf16", "gate": "channel", "K": 64, "V": 64, "features": "all"}
-    build = offline.Build("depths", "910B2", configuration)
+    build = offline.Build("depths", "Ascend910B2", configuration)
     found = offline.compile_one(build)
     assert len(asked) == 2  # of three, one twice
     assert found.error and found.shared == 200 * 1024 and found.shared_limit == 196608 and found.seconds == 2.0
     assert found.extra == {"L0C": "64 of 128 KiB", "L1": "0 of 512 KiB", "workspace": "2 KiB", "vector cores": "both",
                            "key": offline.key(build)}
-    assert offline.key(build) != offline.key(offline.Build("outputs", "910B2", configuration))
+    assert offline.key(build) != offline.key(offline.Build("outputs", "Ascend910B2", configuration))
     with pytest.raises(ValueError, match="not launched"):
-        offline.compile_one(offline.Build("nosuch", "910B2", configuration))
+        offline.compile_one(offline.Build("nosuch", "Ascend910B2", configuration))

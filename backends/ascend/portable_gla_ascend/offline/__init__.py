@@ -26,8 +26,8 @@ from portable_gla_ascend.socs import Soc
 __all__ = ["MEMORY", "TARGETS", "Build", "Compiled", "builds", "compile_launch", "compile_one", "compiler", "kernels",
            "key", "prepare", "summed"]
 
-TARGETS = {"910B2": "Ascend910B2", "910B4": "Ascend910B4", "910_9391": "Ascend910_9391", "950": "Ascend950PR_9599"}
-"""Targets and the compiler's names of their chips."""
+TARGETS = {name: name for name in ("Ascend910B2", "Ascend910B4", "Ascend910_9391")} | {"Ascend950": "Ascend950PR_9589"}
+"""Architectures as ``devices.yaml`` has them, and the compiler's names of their chips."""
 MEMORY = "unified buffer"
 """What ``shared`` is of."""
 KERNELS = "portable_gla_ascend.kernels"
@@ -71,7 +71,7 @@ def kernels() -> ModuleType:
 
 def soc(target: str) -> Soc:
     """Return the chip that a target is compiled for."""
-    found = socs.of(TARGETS[target])
+    found = socs.of(target)
     assert found is not None, target
     return found
 
