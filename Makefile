@@ -32,6 +32,7 @@ hardware: .venv/ready  ## conformance, sanitizer and benchmarks on this machine'
 compile: .venv/ready  ## every GPU kernel in every configuration for every architecture: hours
 	$(BIN)/python -m hardware_ci compile --backend triton
 	$(BIN)/python -m hardware_ci compile --backend volta
+	$(BIN)/python -m hardware_ci compile --backend ascend
 
 wheel: .venv/ready
 	$(BIN)/python -m build --no-isolation --wheel

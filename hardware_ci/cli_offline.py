@@ -11,7 +11,7 @@ import typer
 from hardware_ci import documents, offline, places
 from portable_gla.cli import options, output
 
-_COMPILERS = ("triton", "triton-ascend", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvcc-cu12")
+_COMPILERS = ("triton", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvcc-cu12")
 _SHOWN = 30  # rows against a rule that are printed
 
 
@@ -34,7 +34,7 @@ def compile_(
     A build fails if the compiler or the backend says so, if it takes more shared memory than there is, or if it spills
     on sm_70 to sm_90 and does not stand in offline/allowed_spills.yaml.
 
-    Exit status: 0 if no build fails, 1 if one does, 2 for a wrong argument.
+    Exit status: 0 if no build fails, 1 if one does or the compiler cannot be had, 2 for a wrong argument.
     """
     path = out or places.OFFLINE / f"{backend}.md"
     if path.suffix != ".md":
@@ -49,6 +49,7 @@ def compile_(
     if unknown:
         raise typer.BadParameter(f"expected some of {', '.join(module.TARGETS)} with commas between, got "
                                  f"{', '.join(unknown)}", param_hint="--targets")
+    compiler = module.compiler() if hasattr(module, "compiler") else _compilers()
     builds = list(module.builds(wanted, sample))
     output.tell(f"{len(builds)} builds for {', '.join(wanted)}")
     done: list[offline.Row] = []
@@ -60,15 +61,23 @@ def compile_(
             what = f"{row.target} {row.kernel} {row.configuration}: {wrong}" if wrong else ""
             output.tell(f"{len(done)} of {len(builds)}  {what}")
 
-    have = {} if again else offline.known(path.with_suffix(".yaml"), module, builds, _compilers())
+    have = {} if again else offline.known(path.with_suffix(".yaml"), module, builds, compiler)
     if have:
         output.tell(f"{len(have)} of them stand in {path.with_suffix('.yaml')} as they are, and are not compiled again")
         done += have.values()
     left = [(index, build) for index, build in enumerate(builds) if index not in have]
+    if left and hasattr(module, "prepare"):
+        try:
+            module.prepare()
+        except RuntimeError as error:
+            output.tell(str(error))
+            raise typer.Exit(1) from error
     made = offline.compile_all(module, [build for _, build in left], jobs, tick)
     rows = [row for _, row in sorted([*have.items(), *((index, row) for (index, _), row in zip(
         left, made, strict=True))], key=lambda item: item[0])]
-    document = offline.as_document(backend, rows, allowed, sample, {"targets": wanted, "compiler": _compilers()})
+    document = offline.as_document(backend, rows, allowed, sample, {
+        "targets": wanted, "compiler": compiler,
+        **({"memory": module.MEMORY} if hasattr(module, "MEMORY") else {})})
     documents.write(path.with_suffix(".yaml"), document)
     path.write_text(offline.as_markdown(document), encoding="utf-8")
     if json:

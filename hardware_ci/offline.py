@@ -10,11 +10,16 @@ A backend takes part with a module ``portable_gla_<backend>.offline`` that has
   ``seconds`` and ``error``; None where the target's compiler does not tell. It may have ``extra``, a dict of what else
   there is to say; a backend's own rules are errors. With ``extra["key"]`` and a function ``key(build)``, a hash of all
   that a build is made of, what a table has already is not compiled again.
+
+It may have ``MEMORY``, what ``shared`` is of, where that is not shared memory; ``compiler()``, which says what
+compiles, where that is not installed here; ``prepare()``, which makes what ``compile_one`` needs, or raises
+RuntimeError.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import functools
 import importlib
 import json
 import multiprocessing
@@ -29,6 +34,7 @@ from hardware_ci import documents, places
 
 NO_SPILLS = ("sm_70", "sm_75", "sm_80", "sm_90")  # where a spill is a mistake, unless it stands in the list
 MOST_ALLOWED = 64  # bytes
+SHARED_MEMORY = "shared memory"
 _HIDDEN = ("key",)  # of a row's extra: for programs
 ALLOWED = places.OFFLINE / "allowed_spills.yaml"
 
@@ -56,7 +62,7 @@ class Row:
     spills: int | None = None
     shared: int = 0
     shared_limit: int = 0
-    warps: int = 0
+    warps: int | None = 0
     occupancy: float | None = None
     seconds: float = 0.0
     error: str = ""
@@ -190,22 +196,26 @@ def as_markdown(document: dict[str, Any]) -> str:
     which = "a sample of the builds" if document["sample"] else "every build"
     extra = [name for name in next((row["extra"] for row in document["rows"] if row.get("extra")), {})
              if name not in _HIDDEN]
-    also = f" {', '.join(extra)} |" if extra else ""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "target": lambda row: str(row["target"]),
+        "kernel": lambda row: f"`{row['kernel']}`",
+        "configuration": lambda row: ", ".join(f"{name} {value}" for name, value in row["configuration"].items())}
+    told = {"registers": "registers", "spills": "spills", document.get("memory", SHARED_MEMORY): "",
+            "warps": "warps", "blocks (predicted)": "occupancy"}
+    for name, field_name in told.items():
+        if not field_name:
+            columns[name] = lambda row: f"{row['shared']:,} of {row['shared_limit']:,}"
+        elif any(row[field_name] is not None for row in document["rows"]):  # else this compiler does not tell
+            columns[name] = functools.partial(_cell, field_name)
+    if extra:
+        columns[", ".join(extra)] = lambda row: ", ".join(str(row.get("extra", {}).get(name, "")) for name in extra)
+    columns[""] = lambda row: str(row["broken"]).replace("|", "\\|").replace("\n", " ")
     lines = [f"# Backend {document['backend']}, compiled without a device", "",
              f"Written by `python -m hardware_ci compile`: {which}, {document['builds']} in all, "
              f"{document['broken']} against a rule. Compiled is not run: nothing here says that a kernel is right or "
              f"fast. Compiler: {document['compiler']}.", "",
-             "| target | kernel | configuration | registers | spills | shared memory | warps | blocks (predicted) |"
-             f"{also} |",
-             f"|---|---|---|---|---|---|---|---|{'---|' * bool(extra)}---|"]
-    for row in document["rows"]:
-        configuration = ", ".join(f"{name} {value}" for name, value in row["configuration"].items())
-        occupancy = "" if row["occupancy"] is None else f"{row['occupancy']:g}"
-        cells = [row["target"], f"`{row['kernel']}`", configuration, _cell(row["registers"]), _cell(row["spills"]),
-                 f"{row['shared']:,} of {row['shared_limit']:,}", str(row["warps"]), occupancy,
-                 *([", ".join(str(row.get("extra", {}).get(name, "")) for name in extra)] if extra else []),
-                 row["broken"].replace("|", "\\|").replace("\n", " ")]
-        lines.append(f"| {' | '.join(cells)} |")
+             f"| {' | '.join(columns)} |".replace("|  |", "| |"), f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(write(row) for write in columns.values())} |" for row in document["rows"]]
     return "\n".join(lines) + "\n"
 
 
@@ -223,8 +233,9 @@ def summary(backend: str, arch: str, folder: Path = places.OFFLINE) -> str:
     return f"compiled for {arch}: {which}{len(rows)} builds" + (f", {wrong} against a rule" if wrong else "")
 
 
-def _cell(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
+def _cell(name: str, row: dict[str, Any]) -> str:
+    value = row[name]
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _pooled(module: str, builds: Sequence[tuple[int, Build]], jobs: int) -> Iterator[tuple[int, Row | None]]:
