@@ -107,7 +107,7 @@ class _Launcher:
         return self.heads // heads
 
     def _slots(self, unit: int) -> int:
-        """Count the pieces of ``unit`` tokens that sequences may have; a packed one at token s has those from s // unit."""
+        """Count the pieces of ``unit`` tokens that sequences may have; one at token s has those from s // unit."""
         if self.packed:
             return self.tokens // unit + self.sequences
         return self.batch * math.ceil(self.tokens / unit)
@@ -126,7 +126,8 @@ class _Launcher:
     def _depths(self, tiles: Pass) -> Tensor:
         shape = self._slots(tiles.chunk), self.heads, math.ceil(self.key_dim / tiles.block_k)
         # A packed slot without a chunk is walked too, and reads what no sweep wrote.
-        return self.call.q.new_zeros(shape, dtype=torch.int32) if self.packed else self._empty(*shape, dtype=torch.int32)
+        empty = self.call.q.new_zeros if self.packed else self.call.q.new_empty
+        return empty(shape, dtype=torch.int32)
 
     def _swept(self, tiles: Pass) -> int:
         return swept(self.soc, tiles, self.sequences * self.heads, self.key_dim, self.value_dim)

@@ -61,10 +61,11 @@ def _cast_impl(self: Any, value: Any, kind: Any) -> Any:
     return _cast(self, value, kind)
 
 
-class Helper(InterpretedFunction):
-    """A function that kernels call. The interpreter would patch the whole language again at each call, as for a kernel."""
+class Helper(InterpretedFunction):  # type: ignore[misc]
+    """A function that kernels call; the interpreter would patch the whole language anew at each call, as for a kernel."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it, within a kernel."""
         return self.rewrite()(*args, **kwargs)
 
 

@@ -30,8 +30,10 @@ def decode(
         some_k = (at_k < K) & used
         some_v = (at_v < V) & used
         for token in range(tokens):
-            keys = tl.load(k + row * k_row + token * k_token + (head // k_group) * k_head + at_k, mask=some_k, other=0.0)
-            reads = tl.load(q + row * q_row + token * q_token + (head // q_group) * q_head + at_k, mask=some_k, other=0.0)
+            keys = tl.load(k + row * k_row + token * k_token + (head // k_group) * k_head + at_k, mask=some_k,
+                           other=0.0)
+            reads = tl.load(q + row * q_row + token * q_token + (head // q_group) * q_head + at_k, mask=some_k,
+                            other=0.0)
             values = tl.load(v + row * v_row + token * v_token + (head // v_group) * v_head + at_v, mask=some_v,
                              other=0.0)
             added = keys.to(tl.float32)[:, None] * values.to(tl.float32)[None, :]

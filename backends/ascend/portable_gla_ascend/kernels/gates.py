@@ -7,6 +7,7 @@ highest bit in which i and j differ, negative where i < j, 0 where i = j.
 
 import triton
 import triton.language as tl
+
 from portable_gla_ascend.kernels.common import rows
 
 FORGET = tl.constexpr(-110.0)  # exp of it is 0 in float32: gates below it are taken as it
@@ -65,7 +66,7 @@ def whole_decay(g, KIND: tl.constexpr):
 
 @triton.jit
 def pair_decays(near, g, BONUS: tl.constexpr, KIND: tl.constexpr):
-    """Return the decays [C, C] between tokens j < i: over (j, i], or (j, i) to a bonus; g [C, C] is alike in each row."""
+    """Return the decays [C, C] between tokens j < i: over (j, i], or (j, i) to a bonus; g [C, C] repeats a column."""
     if BONUS:
         read = near > 0
     else:

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from portable_gla_ascend.kernels.common import kept_state, masks, product, rows, sequence, tokens_of
 from portable_gla_ascend.kernels.gates import decays, load_gate, pair_decays, whole_decay
 from portable_gla_ascend.kernels.scores import channel_gradients, channel_scores
@@ -55,7 +56,7 @@ def gradients_k(
             dos = rows(do, do_start, at, do_token, at_v, inside, V)
             dscores += product(dos, tl.trans(vs), KIND)
         for tile_v in range(tiles_v):
-            # The other way round, by the cube too, of operands loaded again: it would be the vector unit that transposes.
+            # The other way round, by the cube too and of operands loaded again: else the vector unit would transpose.
             at_v = tile_v * BV + tl.arange(0, BV)
             vs = rows(v, v_start, at, v_token, at_v, inside, V)
             dos = rows(do, do_start, at, do_token, at_v, inside, V)
@@ -66,7 +67,8 @@ def gradients_k(
         if GATE == "channel":
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             dscores = tl.where(near >= 0, dscores, flipped)
-            dq_found, dk_found, dg_found = channel_gradients(qs, ks, gates, dscores, near, position, DEPTH, BONUS, KIND, C)
+            dq_found, dk_found, dg_found = channel_gradients(
+                qs, ks, gates, dscores, near, position, DEPTH, BONUS, KIND, C)
         else:
             paired = tl.where(near > 0, dscores, 0.0)
             flipped = tl.where(near < 0, flipped, 0.0)
@@ -155,7 +157,8 @@ def gradients_k(
 
 @triton.jit
 def gradients_v(
-    q, k, do, g, bonus, dv, near_table, adjoints, adjoint_scales, depths, places, cu_seqlens, scale, items, tokens, heads,
+    q, k, do, g, bonus, dv, near_table, adjoints, adjoint_scales, depths, places, cu_seqlens, scale, items, tokens,
+    heads,
     q_row, q_token, q_head, k_row, k_token, k_head, do_row, do_token, do_head, g_row, g_token, g_head,
     q_group, k_group, g_group,
     K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
@@ -207,7 +210,8 @@ def gradients_v(
                                  (at_k < K)[:, None] & (at_v < V)[None, :], SCALED)
             found += product(ks, adjoint, KIND)
         if GATE == "head" or GATE == "constant":
-            gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, tl.arange(0, C), inside, K, GATE)
+            gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, tl.arange(0, C), inside, K,
+                              GATE)
             scores = scores * pair_decays(near, gates, BONUS, KIND)
         if GATE != "channel":
             scores = tl.trans(scores)

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from portable_gla_ascend.kernels.common import kept_state, masks, product, rows, sequence, tokens_of
 from portable_gla_ascend.kernels.gates import decays, load_gate, pair_decays, whole_decay
 from portable_gla_ascend.kernels.scores import channel_scores

@@ -3,13 +3,14 @@
 The pairs (i, j) whose highest differing bit is s lie in one block of 2s tokens, i in its upper half and j in its lower.
 Row i carries the decay from the half's start to i, row j that from after j to the half's end: no exponent is positive.
 So one tile holds q above and k below, each times its decay, and its product with itself has the pairs of that level.
-``depth`` levels are taken so; what is left, pairs within blocks of C >> depth, goes as one product of q e^p by k e^-p, p
-counted from the block's first token. The caller knows that p stays small there; with all levels taken, blocks are
+``depth`` levels are taken so; what is left, pairs within blocks of C >> depth, goes as one product of q e^p by k e^-p,
+p counted from the block's first token. The caller knows that p stays small there; with all levels taken, blocks are
 single tokens and p is 0.
 """
 
 import triton
 import triton.language as tl
+
 from portable_gla_ascend.kernels.common import product
 from portable_gla_ascend.kernels.gates import decays, spans
 
@@ -59,7 +60,9 @@ def channel_scores(q, k, g, near, position, depth, BONUS: tl.constexpr, KIND: tl
 
 
 @triton.jit
-def channel_gradients(q, k, g, dscores, near, position, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
+def channel_gradients(
+    q, k, g, dscores, near, position, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr,
+):
     """Return dq, dk and dg [C, BK] of pairs j < i; ``dscores`` has the scores' gradient at (i, j) and at (j, i).
 
     Always by levels: dg of a token is the sum over the pairs that it lies between, and nothing is subtracted.

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from portable_gla_ascend.kernels.common import keep, masks, product, rows, sequence, tokens_of
 from portable_gla_ascend.kernels.gates import decays, load_gate, spans, whole_decay
 
@@ -18,8 +19,8 @@ def sweep(
 ):
     """Keep the state before every SPAN chunks (``FORWARD``: x is k, y is v), or the adjoint one after (q, do).
 
-    Walks ``items`` = sequences x heads x tiles of K x tiles of V. Forward it also says, for each chunk, head and tile of
-    K, how many levels its scores need: none where its gates stay within ``RANGE`` nats, those above blocks of 16 where
+    Walks ``items`` = sequences x heads x tiles of K x tiles of V. Forward it also says, for each chunk, head and tile
+    of K, how many levels its scores need: none where its gates stay within ``RANGE`` nats, those above blocks of 16 where
     these do; else, and with ``RANGE`` = 0, all ``DEPTH`` (2 ** DEPTH = C).
     """
     near, position = masks(near_table, C, REVERSE)
