@@ -43,7 +43,7 @@ def run(
     quick: Annotated[bool, typer.Option(
         "--quick", help="The quick conformance cases, the brief shapes, fewer samples.")] = False,
     skip_bench: Annotated[bool, typer.Option(
-        "--skip-bench", help="Conformance and sanitizer only.")] = False,
+        "--skip-bench", help="Evidence, conformance and sanitizer only.")] = False,
     steps: Annotated[str | None, typer.Option(
         metavar="NAMES", help=f"Only these steps, with commas between: {', '.join(results.STEPS)}.")] = None,
     only: Annotated[str | None, typer.Option(
@@ -121,7 +121,7 @@ app.command("workflow")(cli_report.workflow)
 
 def _steps(text: str | None, skip_bench: bool) -> tuple[str, ...]:
     if text is None:
-        return results.STEPS[:2] if skip_bench else results.STEPS
+        return results.STEPS[:3] if skip_bench else results.STEPS
     if skip_bench:
         raise typer.BadParameter("expected one of --steps and --skip-bench, got both", param_hint="--steps")
     names = [name.strip() for name in text.split(",")]

@@ -46,9 +46,11 @@ def software() -> dict[str, Any]:
         found["cuda"] = torch.version.cuda
     if torch.version.hip:
         found["rocm"] = torch.version.hip
-    driver = _nvidia_driver() or facts.nvidia_driver or _amd_driver()
+    driver = _nvidia_driver() or facts.nvidia_driver or _amd_driver() or _ascend_driver()
     if driver:
         found["driver"] = driver
+    if facts.cann_home:
+        found["cann"] = Path(facts.cann_home).resolve().name  # "8.5.0", "cann-9.1.0"
     return found
 
 
@@ -74,6 +76,12 @@ def _nvidia_driver() -> str:
 def _amd_driver() -> str:
     path = Path("/sys/module/amdgpu/version")
     return f"amdgpu {path.read_text(encoding='utf-8').strip()}" if path.exists() else ""
+
+
+def _ascend_driver() -> str:
+    path = Path("/usr/local/Ascend/driver/version.info")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return next((f"ascend {line.partition('=')[2].strip()}" for line in lines if line.startswith("Version=")), "")
 
 
 def _output(*command: str) -> str:

@@ -64,6 +64,9 @@ class Row:
     environment: tuple[tuple[str, str], ...] = ()  # what must be set before a run starts
     arguments: str = ""  # of the job, after `hardware_ci run`
     runner: tuple[str, ...] = ()  # labels of a self-hosted runner; none: no job
+    container: str = ""  # the image that the job runs in; "": on the runner itself
+    devices: tuple[str, ...] = ()  # what of the runner's /dev and files the container is given
+    prepare: tuple[str, ...] = ()  # commands before the package is installed, in its virtual environment
     floors: tuple[Floor, ...] = field(default=())
 
     @property
@@ -102,8 +105,9 @@ def rows(path: Path = places.MATRIX) -> tuple[Row, ...]:
     document = documents.read(path)
     targets = {name: tuple(_floor(f"floors {name}", entry) for entry in entries)
                for name, entries in (document.get("floors") or {}).items()}
-    emulated = document.get("emulated") or {}
-    return tuple(_row(key, {"emulated": emulated.get(entry.get("backend"), ""), **entry}, targets)
+    emulated, jobs = document.get("emulated") or {}, document.get("jobs") or {}
+    return tuple(_row(key, {"emulated": emulated.get(entry.get("backend"), ""), **jobs.get(entry.get("backend"), {}),
+                            **entry}, targets)
                  for key, entry in document["devices"].items())
 
 
@@ -124,7 +128,7 @@ def _row(key: str, entry: dict[str, Any], targets: dict[str, tuple[Floor, ...]])
     floors = entry.pop("floors", None)
     if floors is not None and floors not in targets:
         raise MatrixError(f"{key}: floors: expected one of {', '.join(targets)}, got {floors!r}")
-    for name in ("arch", "runner"):
+    for name in ("arch", "runner", "devices", "prepare"):
         if name in entry:
             entry[name] = tuple(map(str, entry[name]))
     if "environment" in entry:

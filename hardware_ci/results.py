@@ -13,7 +13,7 @@ import yaml
 from hardware_ci import documents, places
 
 FORMAT = 1
-STEPS = ("conformance", "sanitizer", "benchmarks", "graphs")
+STEPS = ("evidence", "conformance", "sanitizer", "benchmarks", "graphs")
 PASSED, FAILED, SKIPPED, INCOMPLETE = "passed", "failed", "skipped", "incomplete"
 
 

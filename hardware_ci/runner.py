@@ -1,4 +1,4 @@
-"""One run: recognise the device, then conformance, sanitizer, and, where these are green, benchmarks and floors."""
+"""One run: recognise the device, then evidence, conformance, sanitizer, and, if these are green, what is timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import portable_gla
-from hardware_ci import benchmark, conformance, floors, machine, matrix, results, sanitizer
+from hardware_ci import benchmark, conformance, evidence, floors, machine, matrix, results, sanitizer
 from hardware_ci.deadline import Deadline
 from hardware_ci.results import FAILED, INCOMPLETE, PASSED, SKIPPED, Result
 from portable_gla import devices, registry
@@ -62,6 +62,8 @@ class Run:
         """Do the steps that are asked for and not done; return the result, which is on disk at every moment."""
         self._introduce()
         _make_current(self.options.device)
+        self._step("evidence", lambda before: evidence.run(
+            self.backend, self.options.device, self.row.dtype if self.row else "bfloat16"))
         self._step("conformance", self._conformance)
         self._step("sanitizer", lambda before: sanitizer.run(
             self.backend, self.options.device, self.deadline, before, self.row.dtype if self.row else "bfloat16"))
@@ -163,7 +165,7 @@ class Run:
 
     def _gate(self) -> None:
         """Refuse to time what is not right: a wrong result has no speed."""
-        allowed = {"conformance": {PASSED}, "sanitizer": {PASSED, SKIPPED}}
+        allowed = {"evidence": {PASSED, SKIPPED}, "conformance": {PASSED}, "sanitizer": {PASSED, SKIPPED}}
         if "sanitizer" not in self.options.steps:
             allowed["sanitizer"].add(INCOMPLETE)  # it was too slow, and is left out knowingly: the verdict stays open
         for name, good in allowed.items():

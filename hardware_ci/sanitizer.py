@@ -44,6 +44,10 @@ def run(backend: str, device: torch.device, deadline: Deadline, before: Mapping[
         dtype: str = "bfloat16") -> dict[str, Any]:
     """Run both tools, those aside that passed in an earlier part of the run (``before``); return the step."""
     if device.type != "cuda" or torch.version.hip:
+        if device.type == "npu":
+            return {"outcome": SKIPPED, "reason": "compute-sanitizer watches NVIDIA GPUs; CANN has one for NPUs, to be "
+                                                  "run by hand: mssanitizer --tool=racecheck python -m "
+                                                  f"hardware_ci small --device npu --backend {backend}"}
         kind = "AMD GPUs" if torch.version.hip else device.type
         return {"outcome": SKIPPED, "reason": f"compute-sanitizer watches NVIDIA GPUs, not {kind}"}
     tool = find()

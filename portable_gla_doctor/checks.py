@@ -174,13 +174,62 @@ def triton_bad(facts: Facts) -> Finding | None:
         "pip install 'triton>=3.7.1', then portable-gla verify --full")
 
 
+def torch_npu_missing(facts: Facts) -> Finding | None:
+    """Report Ascend NPUs that PyTorch cannot see, torch-npu not being there."""
+    if not facts.npus or "torch-npu" in facts.packages or "torch" not in facts.packages:
+        return None
+    return Finding(
+        "torch-npu-missing", Severity.WARNING,
+        f"this machine has {facts.npus} Ascend NPU{'s' * (facts.npus > 1)}, and torch-npu, by which PyTorch uses them, "
+        "is not installed",
+        "install CANN and source its set_env.sh, then pip install torch-npu in PyTorch's own version "
+        f"({facts.packages['torch'].split('+')[0]}), then triton-ascend")
+
+
+def torch_npu_mismatch(facts: Facts) -> Finding | None:
+    """Report a torch-npu for another PyTorch: it was compiled against that one."""
+    torch, npu = facts.packages.get("torch"), facts.packages.get("torch-npu")
+    if torch is None or npu is None or _version(torch) == _version(npu):
+        return None
+    return Finding(
+        "torch-npu-mismatch", Severity.ERROR if facts.torch_error else Severity.WARNING,
+        f"torch-npu {npu} is for another PyTorch than {torch}: their first three numbers must be the same",
+        f"pip install torch-npu in version {'.'.join(map(str, _version(torch)))} (a .post of it), or PyTorch "
+        f"{'.'.join(map(str, _version(npu)))}")
+
+
+def npu_unknown(facts: Facts) -> Finding | None:
+    """Report an NPU whose chip the tables do not have."""
+    device = next((device for device in facts.devices if device.type == "npu" and not device.kind), None)
+    if device is None:
+        return None
+    return Finding(
+        "npu-unknown", Severity.WARNING,
+        f"{device.name}: this chip is not in the tables, so the Ascend backend refuses it and calls fall to plain "
+        "PyTorch operations",
+        "set PORTABLE_GLA_ASCEND_SOC to the known chip that is most like it (Ascend910B2), check with `portable-gla "
+        "verify --device npu`, and report the name")
+
+
 def triton_ascend_missing(facts: Facts) -> Finding | None:
     """Report an Ascend NPU without Triton-Ascend."""
     if "triton-ascend" in facts.packages or not any(device.type == "npu" for device in facts.devices):
         return None
     return Finding("triton-ascend-missing", Severity.WARNING,
                    "an Ascend NPU is here and triton-ascend is not: without it calls fall to plain PyTorch operations",
-                   "pip install triton-ascend, in the version that goes with this CANN")
+                   "pip uninstall triton, then pip install triton-ascend in the version that goes with this CANN and "
+                   "torch-npu")
+
+
+def triton_ascend_overwritten(facts: Facts) -> Finding | None:
+    """Report a Triton-Ascend whose files another Triton has taken the place of."""
+    if "triton-ascend" not in facts.packages or facts.triton_ascend is not False:
+        return None
+    return Finding(
+        "triton-ascend-overwritten", Severity.ERROR,
+        "triton-ascend is installed, and the `triton` that Python finds is not it: another Triton was installed after "
+        "it (both bring a package of that name), and its kernels cannot be built",
+        "pip uninstall triton triton-ascend, then pip install triton-ascend alone")
 
 
 def cpu_library_missing(facts: Facts) -> Finding | None:
@@ -206,8 +255,8 @@ def one_thread(facts: Facts) -> Finding | None:
 
 CHECKS: tuple[Check, ...] = (
     torch_missing, torch_old, cann_missing, cann_not_sourced, torch_broken, numpy_missing, cpu_build_with_gpu,
-    cuda_no_driver, cuda_unavailable, cuda13_volta, arch_not_built, triton_missing, triton_bad, triton_ascend_missing,
-    cpu_library_missing, one_thread)
+    cuda_no_driver, cuda_unavailable, cuda13_volta, arch_not_built, triton_missing, triton_bad, torch_npu_missing,
+    torch_npu_mismatch, npu_unknown, triton_ascend_missing, triton_ascend_overwritten, cpu_library_missing, one_thread)
 
 
 def examine(facts: Facts, checks: Iterable[Check] = CHECKS) -> list[Finding]:

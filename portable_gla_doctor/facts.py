@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ class Facts:
     autoload: bool = True  # whether `import torch` loads device extensions (TORCH_DEVICE_BACKEND_AUTOLOAD)
     cann_home: str | None = None  # where CANN is installed
     cann_on_path: bool = False  # whether its libraries can be loaded: its set_env.sh was sourced
+    npus: int = 0  # Ascend NPUs that the driver shows
+    triton_ascend: bool | None = None  # whether the `triton` that Python finds has an Ascend backend; None: no triton
     nvidia_driver: str | None = None  # version, "present", or None
     nvidia_gpus: tuple[str, ...] = ()  # as the driver lists them
     cores: int = 1  # that this process may use
@@ -61,6 +64,8 @@ def gather() -> Facts:
         autoload=os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") == "1",
         cann_home=cann_home,
         cann_on_path=_loadable("libascendcl.so"),
+        npus=len([path for path in Path("/dev").glob("davinci*") if path.name.removeprefix("davinci").isdigit()]),
+        triton_ascend=_triton_ascend(),
         nvidia_driver=_nvidia_driver(),
         nvidia_gpus=_nvidia_gpus(),
         cores=_cores(),
@@ -100,6 +105,13 @@ def _cores() -> int:
 def _cann_home() -> str | None:
     homes = [os.environ.get(name) for name in _CANN_HOMES]
     return next((home for home in [*homes, *_CANN_USUAL] if home and Path(home).is_dir()), None)
+
+
+def _triton_ascend() -> bool | None:
+    found = importlib.util.find_spec("triton")
+    if found is None:
+        return None
+    return any(Path(folder, "backends", "ascend").is_dir() for folder in found.submodule_search_locations or ())
 
 
 def _loadable(library: str) -> bool:

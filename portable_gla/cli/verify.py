@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from portable_gla import devices, registry, testing
+from portable_gla import devices, planning, registry, testing
 from portable_gla.cli import options, output
 from portable_gla.problem import Problem, Reason
 
@@ -62,9 +62,13 @@ def verify(
     if json:
         output.write_json({"ok": ok, "seed": seed, "cases": len(cases), "targets": [
             {"backend": target.backend, "device": str(target.device), "emulated": target.emulated,
-             "rows": [as_data(row) for row in found[str(target)]]} for target in targets]})
+             "notes": list(notes(target)), "rows": [as_data(row) for row in found[str(target)]]}
+            for target in targets]})
     else:
         _write(found)
+        for target in targets:
+            for note in notes(target):
+                output.say(f"{target}: {note}")
         failed = sum(not row.ok for rows in found.values() for row in rows)
         total = sum(map(len, found.values()))
         output.say(f"{total - failed} of {total} checks within budget, {len(cases)} cases, seed {seed}")
@@ -98,6 +102,14 @@ def check(target: Target, cases: Iterable[Case], seed: int) -> Iterator[CheckRow
                 yield from checks.verify(target.backend, target.device, [case], seed)
             except Exception as error:  # noqa: BLE001 - whatever a backend raises is a finding about it
                 yield checks.CheckRow(case.name, "raised", math.inf, 0.0, False, f"{type(error).__name__}: {error}")
+
+
+def notes(target: Target) -> tuple[str, ...]:
+    """Return what the plan of a usual call says of the path that this target takes, if it has several."""
+    usual = Problem(tokens=1024, heads=4, key_dim=64, value_dim=64, training=True, device=devices.of(target.device))
+    with testing.emulate(target.backend) if target.emulated else contextlib.nullcontext():
+        schedule = planning.plan(usual, backend=target.backend).schedule
+    return tuple(note for note in (schedule.notes if schedule else ()) if note.startswith("path: "))
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ class Check:
 
     def __call__(self, target: Target, case: Case, seed: int) -> Iterator[CheckRow]:
         """Run the check."""
-        with poisoned_memory():
+        with poisoned_memory(target.device):
             if target.reasons_against(case):
                 yield refusal(target, case, seed)
             else:

@@ -34,23 +34,31 @@ def arguments(target: Target, case: Case, seed: int, requires_grad: bool) -> tup
             given.cu_seqlens, given.scale, case.reverse, case.final_state, handle(target), "")
 
 
+def opcheck(target: Target, operator: object, args: tuple[object, ...]) -> None:
+    """All that PyTorch checks of an operator; how it registers autograd, only on devices where PyTorch can look."""
+    utilities = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if target.device.type not in ("cpu", "cuda", "xpu"):
+        utilities.remove("test_autograd_registration")
+    torch.library.opcheck(operator, args, test_utils=utilities)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(target: Target, name: str, seed: int, poisoned: None) -> None:
     case = CASES[name]
     forward, backward = torch.ops.portable_gla.fwd.default, torch.ops.portable_gla.bwd.default
-    torch.library.opcheck(forward, (*arguments(target, case, seed, True), True))
+    opcheck(target, forward, (*arguments(target, case, seed, True), True))
     plain = arguments(target, case, seed, False)
-    torch.library.opcheck(forward, (*plain, False))
+    opcheck(target, forward, (*plain, False))
     given = inputs.make(case, seed, target.device)
     residual = forward(*plain, True)[2]
-    torch.library.opcheck(backward, (*plain, residual, given.do, given.dfinal_state))
+    opcheck(target, backward, (*plain, residual, given.do, given.dfinal_state))
 
 
 @pytest.mark.parametrize("slots", [False, True])
 def test_opcheck_decode(target: Target, slots: bool, seed: int, poisoned: None) -> None:
     case = dataclasses.replace(named("gate-channel-f32"), tokens=2, batch=3, bonus=True)
     given = inputs.make(case, seed, target.device)
-    torch.library.opcheck(torch.ops.portable_gla.decode.default, (
+    opcheck(target, torch.ops.portable_gla.decode.default, (
         given.q, given.k, given.v, given.g, given.initial_state,
         torch.tensor([2, -1, 0], device=target.device) if slots else None, given.bonus, given.scale, handle(target),
         torch.empty_like(given.do)))

@@ -14,9 +14,8 @@ from portable_gla_ascend.places import packed_places
 from portable_gla_ascend.socs import Soc
 from portable_gla_ascend.tiles import Pass, choose
 
-_KINDS = {torch.bfloat16: "bf16", torch.float16: "split", torch.float32: "f32"}
-_NEAR_SCORES = 50.0  # nats within which e^p and e^-p are taken apart: both stay far inside float32
-_NEAR_GRADIENTS = 4.0  # ... where sums of dg are subtracted
+KINDS = {torch.bfloat16: "bf16", torch.float16: "split", torch.float32: "f32"}
+_NEAR = 50.0  # nats within which e^p and e^-p are taken apart: both stay far inside float32
 _LEAST_SWEPT = 32  # channels of V
 
 
@@ -46,6 +45,20 @@ def _even(x: Tensor) -> Tensor:
 def _strides(x: Tensor) -> tuple[int, int, int]:
     """Return the strides of the batch, the token and the head."""
     return x.stride(0), x.stride(1), x.stride(2)
+
+
+def _depth(tiles: Pass) -> int:
+    """Return how many levels cover all pairs of a chunk."""
+    return tiles.chunk.bit_length() - 1
+
+
+def swept(soc: Soc, tiles: Pass, heads: int, key_dim: int, value_dim: int) -> int:
+    """Return the tile of V of a pass's sweeps over so many sequences' heads: smaller while cores would idle."""
+    programs = heads * math.ceil(key_dim / tiles.block_k)
+    block = tiles.sweep_v
+    while block > _LEAST_SWEPT and programs * math.ceil(value_dim / block) < soc.cube_cores:
+        block //= 2
+    return block
 
 
 class _Gate:
@@ -79,7 +92,7 @@ class _Launcher:
         self.packed = call.cu_seqlens is not None
         self.cu_seqlens = call.q if call.cu_seqlens is None else call.cu_seqlens.contiguous()
         self.bonus = call.q if call.bonus is None else call.bonus.contiguous()
-        self.kind = _KINDS[call.q.dtype]
+        self.kind = KINDS[call.q.dtype]
         self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim)
         self.scaled = call.q.dtype == torch.float16
         self.kept = call.q.dtype
@@ -116,12 +129,7 @@ class _Launcher:
         return self.call.q.new_zeros(shape, dtype=torch.int32) if self.packed else self._empty(*shape, dtype=torch.int32)
 
     def _swept(self, tiles: Pass) -> int:
-        """Return the tile of V of the sweeps: smaller while cores would idle."""
-        programs = self.sequences * self.heads * math.ceil(self.key_dim / tiles.block_k)
-        block = tiles.sweep_v
-        while block > _LEAST_SWEPT and programs * math.ceil(self.value_dim / block) < self.soc.cube_cores:
-            block //= 2
-        return block
+        return swept(self.soc, tiles, self.sequences * self.heads, self.key_dim, self.value_dim)
 
     def _sweep(self, tiles: Pass, x: Tensor, y: Tensor, edge: Tensor | None, last: Tensor | None, depths: Tensor, *,
                forward: bool, near: float) -> tuple[Tensor, Tensor]:
@@ -141,7 +149,7 @@ class _Launcher:
             self._group(x.shape[2]), self._group(y.shape[2]), self._group(self.gate.heads) if call.g is not None else 1,
             **self.constants, FORWARD=forward, EDGE=edge is not None, LAST=last is not None,
             RANGE=0.0 if self.kind == "f32" else near, C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v,
-            DEPTH=tiles.chunk.bit_length() - 1)
+            DEPTH=_depth(tiles))
         return kept, scales
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
@@ -155,7 +163,7 @@ class _Launcher:
             return o, final
         depths = self._depths(tiles)
         kept, scales = self._sweep(tiles, self.k, self.v, call.initial_state, final, depths, forward=True,
-                                   near=_NEAR_SCORES)
+                                   near=_NEAR)
         kept_v = self._swept(tiles)
         block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
         items = self._slots(tiles.chunk) * self.heads * math.ceil(self.value_dim / block_v)
@@ -178,31 +186,33 @@ class _Launcher:
             return self._untouched(dfinal)
         depths = self._depths(tiles)
         states, state_scales = self._sweep(tiles, self.k, self.v, call.initial_state, None, depths, forward=True,
-                                           near=_NEAR_GRADIENTS)
+                                           near=_NEAR)
         dinitial = None if call.initial_state is None else self._empty(*call.state_shape)
         adjoints, adjoint_scales = self._sweep(tiles, self.q, do, dfinal, dinitial, depths, forward=False, near=0.0)
         q_group, k_group, v_group, g_group = self._groups()
         near, slots, places = self._near(tiles), self._slots(tiles.chunk), self._places(tiles.chunk)
-        tiles_k, kept_v = math.ceil(self.key_dim / tiles.block_k), self._swept(tiles)
+        tiles_k, kept_v = math.ceil(self.key_dim / tiles.loop_k), self._swept(tiles)
         dq, dk = (self._gradient(x, self.key_dim) for x in (call.q, call.k))
         dv = self._gradient(call.v, self.value_dim)
         dg = self._gate_gradient(tiles_k)
         dbonus = None if call.bonus is None else self._empty(slots, self.heads, self.key_dim)
-        blocks = {"C": tiles.chunk, "BK": tiles.block_k, "KEPT_V": kept_v}
+        blocks = {"C": tiles.chunk, "KEPT_V": kept_v}
+        options = {"multibuffer": False} if self.gate.kind == "channel" else {}  # else it is compiled three times
         block_v = min(tiles.loop_v, kept_v) if self.scaled else tiles.loop_v
         items = slots * self.heads * tiles_k
         self.kernels.gradients_k[self._grid(items)](
             self.q, self.k, self.v, do, self.gate.tensor, self.bonus, dq, dk, dq if dg is None else dg,
-            dq if dbonus is None else dbonus, near, states, state_scales, adjoints, adjoint_scales, depths, places,
+            dq if dbonus is None else dbonus, near, states, state_scales, adjoints, adjoint_scales, places,
             self.cu_seqlens, call.scale, items, self.batch, self.tokens, self.heads, *_strides(self.q),
             *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides, q_group, k_group, v_group, g_group,
-            **self.constants, **blocks, BV=block_v)
+            **self.constants, **blocks, BK=tiles.loop_k, BV=block_v, DEPTH=_depth(tiles), **options)
         block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
         items = slots * self.heads * math.ceil(self.value_dim / block_v)
         self.kernels.gradients_v[self._grid(items)](
             self.q, self.k, do, self.gate.tensor, self.bonus, dv, near, adjoints, adjoint_scales, depths, places,
             self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q), *_strides(self.k),
-            *_strides(do), *self.gate.strides, q_group, k_group, g_group, **self.constants, **blocks, BV=block_v)
+            *_strides(do), *self.gate.strides, q_group, k_group, g_group, **self.constants, **blocks,
+            BK=tiles.block_k, BV=block_v)
         return Gradients(
             _folded(dq, call.q), _folded(dk, call.k), _folded(dv, call.v), self._folded_gate(dg),
             self._folded_initial(dinitial),

@@ -16,7 +16,8 @@ class Pass:
     block_k: int
     sweep_v: int  # of the sweeps along a sequence
     block_v: int  # of outputs, or of dv
-    loop_v: int  # of the loops over V of dq, dk and dg
+    loop_k: int  # of dq, dk and dg
+    loop_v: int  # of their loops over V
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def choose(soc: Soc, kind: str, gate: str, key_dim: int, value_dim: int) -> Tile
     """Return the tiles of a problem."""
     k = min(64, _up(key_dim))
     v = min(64, _up(value_dim))
-    return Tiles(Pass(64, 2, k, v, v, v), Pass(64, 1, k, v, v, v))
+    return Tiles(Pass(64, 2, k, v, v, k, v), Pass(64, 1, k, v, v, min(k, 32), v))
 
 
 def _up(size: int) -> int:

@@ -51,7 +51,8 @@ class TritonBackend:
         if not _installed():
             return (Reason("library", "Triton is not installed", "pip install triton (Linux; PyTorch's CUDA and ROCm "
                                                                  "builds bring it)"),)
-        if not self._emulating and not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip  # torch_npu's transfer_to_npu makes torch.cuda speak of NPUs
+        if not self._emulating and not (built and torch.cuda.is_available()):
             return (Reason("device", "PyTorch sees no CUDA or ROCm device here",
                            "testing.emulate('triton') runs the kernels on CPU tensors, slowly"),)
         return ()

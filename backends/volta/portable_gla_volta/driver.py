@@ -135,7 +135,8 @@ def get() -> Driver:
 
 def unavailable() -> Sequence[Reason]:
     """Say why no kernel can run on this machine: no device, or a build of PyTorch that cannot drive it."""
-    if torch.version.hip or not torch.cuda.is_available():
+    # torch_npu's transfer_to_npu makes torch.cuda speak of NPUs; PyTorch's build then has no CUDA.
+    if torch.version.cuda is None or not torch.cuda.is_available():
         return (Reason("device", "PyTorch sees no NVIDIA GPU here",
                        "testing.emulate('volta') runs the kernels on CPU tensors, slowly"),)
     here = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]

@@ -62,7 +62,7 @@ def test_json(cli, ran):
     result = cli("verify", "--backend", "eager", "--json", "--seed", "3")
     found = json.loads(result.stdout)
     assert result.exit_code == 1 and found["ok"] is False and found["seed"] == 3
-    assert found["targets"] == [{"backend": "eager", "device": "cpu", "emulated": False,
+    assert found["targets"] == [{"backend": "eager", "device": "cpu", "emulated": False, "notes": [],
                                  "rows": [GREEN._asdict(), RED._asdict()]}]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -31,8 +32,8 @@ CUDA = {"cuda_build": "12.6", "cuda_available": True, "nvidia_driver": "560.35.0
 BROKEN = {
     "torch-missing": {"packages": packages(torch=None)},
     "torch-old": {"packages": packages(torch="2.6.0+cu124")},
-    "cann-missing": {"packages": packages(torch_npu="2.7.1"), "torch_error": AUTOLOAD},
-    "cann-not-sourced": {"packages": packages(torch_npu="2.7.1"), "cann_home": "/usr/local/Ascend/cann",
+    "cann-missing": {"packages": packages(torch="2.7.1", torch_npu="2.7.1"), "torch_error": AUTOLOAD},
+    "cann-not-sourced": {"packages": packages(torch="2.7.1", torch_npu="2.7.1"), "cann_home": "/usr/local/Ascend/cann",
                          "torch_error": AUTOLOAD},
     "torch-broken": {"torch_error": "OSError: libcudnn.so.9: cannot open shared object file"},
     "numpy-missing": {"packages": packages(numpy=None)},
@@ -43,7 +44,13 @@ BROKEN = {
     "arch-not-built": {**CUDA, "cuda_build": "12.8", "built_archs": ("sm_75", "sm_80", "sm_90"), "devices": (V100,)},
     "triton-missing": {**CUDA, "devices": (H100,)},
     "triton-bad": {**CUDA, "devices": (H100,), "packages": packages(triton="3.5.1")},
-    "triton-ascend-missing": {"devices": (NPU,), "packages": packages(torch_npu="2.7.1"), "cann_on_path": True},
+    "triton-ascend-missing": {"devices": (NPU,), "packages": packages(torch="2.7.1", torch_npu="2.7.1"),
+                              "cann_on_path": True},
+    "torch-npu-missing": {"npus": 8},
+    "torch-npu-mismatch": {"packages": packages(torch="2.8.0", torch_npu="2.7.1.post4"), "cann_on_path": True},
+    "npu-unknown": {"packages": packages(torch="2.7.1", torch_npu="2.7.1", triton_ascend="3.2.0"), "cann_on_path": True,
+                    "devices": (DeviceFacts("npu", "Ascend310P3", "Ascend310P3"),), "triton_ascend": True},
+    "triton-ascend-overwritten": {"packages": packages(triton="3.3.1", triton_ascend="3.2.0"), "triton_ascend": False},
     "cpu-library-missing": {"refusals": {"cpu": "libportable_gla_cpu.so is not there"}},
     "one-thread": {"threads": 1, "omp_num_threads": "1"},
 }
@@ -51,6 +58,11 @@ BROKEN = {
 
 def test_every_check_has_a_breakage_here():
     assert sorted(BROKEN) == sorted(check.__name__.replace("_", "-") for check in CHECKS)
+
+
+def test_every_finding_stands_in_the_documentation():
+    text = (Path(__file__).parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert [code for code in BROKEN if f"`{code}`" not in text] == []
 
 
 def test_a_healthy_machine_has_no_finding():
@@ -71,8 +83,11 @@ def test_a_breakage_is_found_alone_and_has_a_remedy(code):
     {**CUDA, "devices": (DeviceFacts("cuda", "A10", "sm_86"),), "packages": packages(triton="3.5.0"),
      "built_archs": ("sm_80",)},  # sm_80 code runs on sm_86; the Triton fault is Hopper's
     {"rocm_build": "6.4", "cuda_available": True, "devices": (MI300,), "packages": packages(pytorch_triton_rocm="3.4")},
-    {"packages": packages(torch_npu="2.7.1", triton_ascend="3.2.0"), "cann_on_path": True, "devices": (NPU,)},
-    {"packages": packages(torch_npu="2.7.1")},  # imported with its extensions: CANN is somewhere
+    {"packages": packages(torch="2.7.1", torch_npu="2.7.1", triton_ascend="3.2.0"), "cann_on_path": True,
+     "devices": (NPU,)},
+    {"packages": packages(torch="2.7.1+cpu", torch_npu="2.7.1.post4", triton_ascend="3.2.0"), "cann_on_path": True,
+     "devices": (NPU,), "triton_ascend": True, "npus": 1},
+    {"packages": packages(torch="2.7.1", torch_npu="2.7.1")},  # imported with its extensions: CANN is somewhere
     {"threads": 1, "cores": 2},
     {"threads": 2, "cores": 64},
     {"packages": packages(torch="2.10.0a0+git1234")},
@@ -93,8 +108,8 @@ def test_the_remedy_for_torch_npu_without_cann_is_the_variable_that_lets_torch_i
 
 @pytest.mark.parametrize(("home", "code"), [(None, "cann-missing"), ("/usr/local/Ascend/cann", "cann-not-sourced")])
 def test_torch_npu_without_cann_is_a_warning_where_autoload_is_off(home, code):
-    (finding,) = examine(dataclasses.replace(HEALTHY, packages=packages(torch_npu="2.7.1"), autoload=False,
-                                             cann_home=home))
+    (finding,) = examine(dataclasses.replace(HEALTHY, packages=packages(torch="2.7.1", torch_npu="2.7.1"),
+                                             autoload=False, cann_home=home))
     assert (finding.code, finding.severity) == (code, Severity.WARNING)
 
 

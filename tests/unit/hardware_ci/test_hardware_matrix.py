@@ -76,7 +76,24 @@ def test_a_job_sets_what_its_row_says():
     job = job.partition("  device-")[0]
     assert 'env:\n      PORTABLE_GLA_VOLTA_ELSEWHERE: "1"\n' in job
     assert "hardware_ci run --jobs 4 --out results --backend volta --skip-bench\n" in job
-    assert text.count("env:") == 1 and yaml.safe_load(text)["jobs"]["device-v100"]
+    jobs = yaml.safe_load(text)["jobs"]
+    assert jobs["device-v100"] and "env" not in jobs["device-v100"] and "container" not in jobs["device-v100"]
+
+
+@pytest.mark.parametrize("key", ["910b", "910c", "950"])
+def test_a_job_on_an_npu_has_its_image_and_installs_in_order(key):
+    job = yaml.safe_load(workflow.text())["jobs"][f"device-{key}"]
+    assert job["container"]["image"].startswith("quay.io/ascend/cann:")
+    assert "--device /dev/davinci0" in job["container"]["options"]
+    assert "-v /usr/local/Ascend/driver/lib64:/usr/local/Ascend/driver/lib64:ro" in job["container"]["options"]
+    assert job["env"]["PORTABLE_GLA_STRICT"] == "1" and job["env"]["BASH_ENV"].endswith("set_env.sh")
+    assert job["defaults"]["run"]["shell"] == "bash"
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    places = [next(i for i, command in enumerate(commands) if words in command) for words in (
+        "venv", "install torch==", "install torch-npu==", "triton-ascend", "--editable .", "hardware_ci run")]
+    assert places == sorted(places)
+    torch, npu = (commands[place].split("==")[1].split()[0] for place in places[1:3])
+    assert npu.partition(".post")[0] == torch  # torch-npu is compiled against that PyTorch
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -25,6 +25,7 @@ class Kernel:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, **constants: Any) -> None:
             rules.check_grid(grid)
+            constants.pop("multibuffer", None)  # an option of the compiler
             with _lock, rules.applied():
                 self._interpreted[grid](*args, **constants)
 
@@ -39,22 +40,26 @@ class Kernels:
             setattr(self, name, Kernel(getattr(module, name)))
 
 
+def _loaded() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name == _SOURCES or name.startswith(f"{_SOURCES}.")}
+
+
 @functools.cache
 def load() -> Any:
     """Return the kernels; Triton's own, were they imported, stay as they are."""
     import triton
 
     with _lock:
-        ours = {name: module for name, module in sys.modules.items() if name == _SOURCES
-                or name.startswith(_SOURCES + ".")}
+        ours = _loaded()
         for name in ours:
             del sys.modules[name]
         try:
             with triton.knobs.runtime.scope():
                 triton.knobs.runtime.interpret = True
                 module = importlib.import_module(_SOURCES)
+            rules.as_helpers(_loaded())
         finally:
-            for name in [name for name in sys.modules if name == _SOURCES or name.startswith(_SOURCES + ".")]:
+            for name in _loaded():
                 del sys.modules[name]
             sys.modules.update(ours)
         return Kernels(module)

@@ -12,13 +12,14 @@ import contextlib
 import functools
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import triton.language as tl
 from triton.runtime import JITFunction
-from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle, _patch_lang
 
 MOST_PROGRAMS = 65_535
 
@@ -60,12 +61,27 @@ def _cast_impl(self: Any, value: Any, kind: Any) -> Any:
     return _cast(self, value, kind)
 
 
+class Helper(InterpretedFunction):
+    """A function that kernels call. The interpreter would patch the whole language again at each call, as for a kernel."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.rewrite()(*args, **kwargs)
+
+
+def as_helpers(modules: Mapping[str, ModuleType]) -> None:
+    """Let the functions of freshly loaded modules be called as helpers."""
+    for module in modules.values():
+        for value in vars(module).values():
+            if isinstance(value, InterpretedFunction):
+                value.__class__ = Helper
+
+
 @functools.cache
 def _language() -> list[tuple[Any, str, Any, Any]]:
     """List Triton's own functions (``tl.sum``, ...), which are interpreted only if Triton was imported to interpret."""
     if importlib.util.find_spec("triton.experimental.gluon"):
         importlib.import_module("triton.experimental.gluon")  # a launch would, and it takes them as it finds them
-    return [(module, name, value, InterpretedFunction(value.fn)) for module in (tl, tl.standard)
+    return [(module, name, value, Helper(value.fn)) for module in (tl, tl.standard)
             for name, value in vars(module).items() if isinstance(value, JITFunction)]
 
 
@@ -76,9 +92,11 @@ def applied() -> Iterator[None]:
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = _create_dot, _cast_impl
     for module, name, _, interpreted in _language():
         setattr(module, name, interpreted)
+    patched = _patch_lang(tl.standard.zeros.fn)  # what Triton's own functions call
     try:
         yield
     finally:
+        patched.restore()
         for module, name, compiled, _ in _language():
             setattr(module, name, compiled)
         InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = before

@@ -36,14 +36,18 @@ def masks(near_table, C: tl.constexpr, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def tokens_of(first, length, chunk, C: tl.constexpr, REVERSE: tl.constexpr):
-    """Return the tokens of a chunk's rows (int64) and which of them exist; chunk 0 is where the recurrence starts."""
+def tokens_of(first, length, chunk, present, C: tl.constexpr, REVERSE: tl.constexpr):
+    """Return the tokens of a chunk's rows (int64) and which of them exist; chunk 0 is where the recurrence starts.
+
+    A mask has one bound only: more, and the compiler fails.
+    """
+    at = tl.arange(0, C)
     if REVERSE:
         start = length - (chunk + 1) * C
+        inside = at >= tl.where(present, -start, C)
     else:
         start = chunk * C
-    at = tl.arange(0, C)
-    inside = (at >= -start) & (at < length - start)
+        inside = at < tl.where(present, length - start, 0)
     return first + start + at.to(tl.int64), inside
 
 

@@ -28,7 +28,7 @@ def load_gate(g, start, tokens, stride, columns, inside, K: tl.constexpr, GATE: 
 
 
 @triton.jit
-def spans(mask, g, GATE: tl.constexpr):
+def spans(mask, g):
     """Sum each row's span of gates."""
     if g.dtype == tl.float32:
         return tl.dot(mask.to(tl.float32), g, input_precision="ieee")
@@ -37,16 +37,42 @@ def spans(mask, g, GATE: tl.constexpr):
 
 
 @triton.jit
-def total(g, GATE: tl.constexpr):
-    """Sum all gates of a chunk: [BK]."""
-    return tl.sum(g.to(tl.float32), 0)
+def halves(g):
+    """Split gates into multiples of 1/256, whose sums float32 holds exactly, and what is left, whose sums are small."""
+    coarse = (g * 256.0).to(tl.int32).to(tl.float32) * 0.00390625
+    return coarse, g - coarse
 
 
 @triton.jit
-def pairwise(near, g, BONUS: tl.constexpr):
-    """Return the sums of gates [C, C], alike in each row, between tokens j < i: over (j, i], or (j, i) to a bonus."""
-    after = tl.where(near > 0, g, 0.0)
-    if BONUS:
-        return tl.dot((near > 0).to(tl.float32), after, input_precision="ieee")
+def decays(mask, g, KIND: tl.constexpr):
+    """Return exp of each row's span of gates; ``f32``: right to float32's last bits however long the span."""
+    if KIND == "f32":
+        coarse, fine = halves(g)
+        return tl.exp(spans(mask, coarse)) * tl.exp(spans(mask, fine))
     else:
-        return tl.dot((near >= 0).to(tl.float32), after, input_precision="ieee")
+        return tl.exp(spans(mask, g))
+
+
+@triton.jit
+def whole_decay(g, KIND: tl.constexpr):
+    """Return exp of the sum of a chunk's gates: [BK]."""
+    if KIND == "f32":
+        coarse, fine = halves(g)
+        return tl.exp(tl.sum(coarse, 0)) * tl.exp(tl.sum(fine, 0))
+    else:
+        return tl.exp(tl.sum(g.to(tl.float32), 0))
+
+
+@triton.jit
+def pair_decays(near, g, BONUS: tl.constexpr, KIND: tl.constexpr):
+    """Return the decays [C, C] between tokens j < i: over (j, i], or (j, i) to a bonus; g [C, C] is alike in each row."""
+    if BONUS:
+        read = near > 0
+    else:
+        read = near >= 0
+    if KIND == "f32":
+        coarse, fine = halves(g)
+        found = tl.exp(spans(read, tl.where(near > 0, coarse, 0.0)))
+        return found * tl.exp(spans(read, tl.where(near > 0, fine, 0.0)))
+    else:
+        return tl.exp(spans(read, tl.where(near > 0, g, 0.0)))

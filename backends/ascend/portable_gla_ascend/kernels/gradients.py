@@ -3,19 +3,19 @@
 import triton
 import triton.language as tl
 from portable_gla_ascend.kernels.common import kept_state, masks, product, rows, sequence, tokens_of
-from portable_gla_ascend.kernels.gates import load_gate, pairwise, spans, total
+from portable_gla_ascend.kernels.gates import decays, load_gate, pair_decays, whole_decay
 from portable_gla_ascend.kernels.scores import channel_gradients, channel_scores
 
 
 @triton.jit
 def gradients_k(
-    q, k, v, do, g, bonus, dq, dk, dg, dbonus, near_table, states, state_scales, adjoints, adjoint_scales, depths, places,
+    q, k, v, do, g, bonus, dq, dk, dg, dbonus, near_table, states, state_scales, adjoints, adjoint_scales, places,
     cu_seqlens, scale, items, batch, tokens, heads,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, do_row, do_token, do_head,
     g_row, g_token, g_head, q_group, k_group, v_group, g_group,
     K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
     BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, KEPT_V: tl.constexpr,
+    BV: tl.constexpr, KEPT_V: tl.constexpr, DEPTH: tl.constexpr,
 ):
     """Write dq, dk [B, T, H, K], dg and what dbonus sums, from the state before each chunk and the adjoint after it.
 
@@ -38,7 +38,7 @@ def gradients_k(
             chunk = slot % chunks
         row, first, length, _ = sequence(cu_seqlens, n, tokens, C, PACKED)
         place = slot.to(tl.int64) * heads + head
-        at, inside = tokens_of(first, length, chunk, C, REVERSE)
+        at, inside = tokens_of(first, length, chunk, True, C, REVERSE)
         head64 = head.to(tl.int64)
         row64 = row.to(tl.int64)
         at_k = tile_k * BK + tl.arange(0, BK)
@@ -48,29 +48,31 @@ def gradients_k(
         do_start = row64 * do_row + head64 * do_head
         g_start = row64 * g_row + (head64 // g_group) * g_head
         dscores = tl.zeros([C, C], dtype=tl.float32)
+        flipped = tl.zeros([C, C], dtype=tl.float32)
         for tile_v in range(tiles_v):
             at_v = tile_v * BV + tl.arange(0, BV)
             vs = rows(v, v_start, at, v_token, at_v, inside, V)
             dos = rows(do, do_start, at, do_token, at_v, inside, V)
             dscores += product(dos, tl.trans(vs), KIND)
+        for tile_v in range(tiles_v):
+            # The other way round, by the cube too, of operands loaded again: it would be the vector unit that transposes.
+            at_v = tile_v * BV + tl.arange(0, BV)
+            vs = rows(v, v_start, at, v_token, at_v, inside, V)
+            dos = rows(do, do_start, at, do_token, at_v, inside, V)
+            flipped += product(vs, tl.trans(dos), KIND)
         dscores = dscores * scale
+        flipped = flipped * scale
         own = tl.sum(tl.where(near == 0, dscores, 0.0), 1)[:, None]
         if GATE == "channel":
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
-            depth = tl.load(depths + place * tiles_k + tile_k)
-            dscores = tl.where(near >= 0, dscores, tl.trans(dscores))
-            dq_found, dk_found, dg_found = channel_gradients(qs, ks, gates, dscores, near, position, depth, BONUS, KIND, C)
+            dscores = tl.where(near >= 0, dscores, flipped)
+            dq_found, dk_found, dg_found = channel_gradients(qs, ks, gates, dscores, near, position, DEPTH, BONUS, KIND, C)
         else:
-            flipped = tl.trans(dscores)
-            if BONUS:
-                paired = tl.where(near > 0, dscores, 0.0)
-                flipped = tl.where(near < 0, flipped, 0.0)
-            else:
-                paired = tl.where(near >= 0, dscores, 0.0)
-                flipped = tl.where(near <= 0, flipped, 0.0)
+            paired = tl.where(near > 0, dscores, 0.0)
+            flipped = tl.where(near < 0, flipped, 0.0)
             if GATE != "none":
                 shared = load_gate(g, g_start, at, g_token, tl.arange(0, C), inside, K, GATE)
-                decay = tl.exp(pairwise(near, shared, BONUS))
+                decay = pair_decays(near, shared, BONUS, KIND)
                 paired = paired * decay
                 flipped = flipped * tl.trans(decay)
             dk_found = product(flipped, qs, KIND)
@@ -86,9 +88,9 @@ def gradients_k(
             if GATE == "none":
                 # A sum that only the cube has touched cannot go on as another product's: the compiler refuses the copy.
                 dk_found = tl.where(inside[:, None], dk_found, 0.0)
-        dq_flipped = tl.zeros([BK, C], dtype=tl.float32)
+        dq_state = tl.zeros([C, BK], dtype=tl.float32)
         dk_state = tl.zeros([C, BK], dtype=tl.float32)
-        through = tl.zeros([BK], dtype=tl.float32)
+        crossing = tl.zeros([BK, BV], dtype=tl.float32)
         for tile_v in range(tiles_v):
             at_v = tile_v * BV + tl.arange(0, BV)
             vs = rows(v, v_start, at, v_token, at_v, inside, V)
@@ -98,21 +100,29 @@ def gradients_k(
             within = (at_k < K)[:, None] & (at_v < V)[None, :]
             state = kept_state(states, state_scales, corner, scale_at, at_k < K, within, SCALED)
             adjoint = kept_state(adjoints, adjoint_scales, corner, scale_at, at_k < K, within, SCALED)
-            if GATE != "none":
-                through += tl.sum(state.to(tl.float32) * adjoint.to(tl.float32), 1)
-            dq_flipped += product(state, tl.trans(dos), KIND)
+            dq_state += product(dos, tl.trans(state), KIND)
             dk_state += product(vs, tl.trans(adjoint), KIND)
-        dq_state = tl.trans(dq_flipped) * scale
+        if GATE != "none":
+            # In a loop of its own: compilers for the 950 fail where the cube and the vector unit share a tile.
+            for tile_v in range(tiles_v):
+                at_v = tile_v * BV + tl.arange(0, BV)
+                corner = place * (K * V) + at_k[:, None] * V + at_v[None, :]
+                scale_at = (place * kept_tiles + (tile_v * BV) // KEPT_V) * K + at_k
+                within = (at_k < K)[:, None] & (at_v < V)[None, :]
+                state = kept_state(states, state_scales, corner, scale_at, at_k < K, within, SCALED)
+                adjoint = kept_state(adjoints, adjoint_scales, corner, scale_at, at_k < K, within, SCALED)
+                crossing += state.to(tl.float32) * adjoint.to(tl.float32)
+        dq_state = dq_state * scale
         qs = rows(q, row64 * q_row + (head64 // q_group) * q_head, at, q_token, at_k, inside, K).to(tl.float32)
         ks = rows(k, row64 * k_row + (head64 // k_group) * k_head, at, k_token, at_k, inside, K).to(tl.float32)
         if GATE != "none":
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             if BONUS:
-                dq_state = dq_state * tl.exp(spans(near > 0, gates, GATE))
+                dq_state = dq_state * decays(near > 0, gates, KIND)
             else:
-                dq_state = dq_state * tl.exp(spans(near >= 0, gates, GATE))
-            dk_state = dk_state * tl.exp(spans(near < 0, gates, GATE))
-            through = through * tl.exp(total(gates, GATE))
+                dq_state = dq_state * decays(near >= 0, gates, KIND)
+            dk_state = dk_state * decays(near < 0, gates, KIND)
+            through = tl.sum(crossing, 1) * whole_decay(gates, KIND)
         # A token's gate lies on the paths from the state before to readers at or after it, and from writers before it.
         readers = qs * dq_state
         writers = ks * dk_state
@@ -134,13 +144,11 @@ def gradients_k(
                 dg_head += tl.sum(tl.where(near >= 0, readers, 0.0), 0)
             dg_head += tl.sum(tl.where(near < 0, writers, 0.0), 0) + tl.sum(through, 0)
             tl.store(dg + ((tile_k.to(tl.int64) * batch + row64) * heads + head64) * tokens + at, dg_head, mask=inside)
-        dq_found += dq_state
-        dk_found += dk_state
         if BONUS:
-            u = tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)[None, :]
             tl.store(dbonus + place * K + at_k, tl.sum(own * qs * ks, 0), mask=at_k < K)
-            dq_found += own * ks * u
-            dk_found += own * qs * u
+            own = own * tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)[None, :]
+        dq_found += dq_state + own * ks
+        dk_found += dk_state + own * qs
         tl.store(dq + out, dq_found.to(dq.dtype.element_ty), mask=within)
         tl.store(dk + out, dk_found.to(dk.dtype.element_ty), mask=within)
 
@@ -172,7 +180,7 @@ def gradients_v(
             chunk = slot % chunks
         row, first, length, _ = sequence(cu_seqlens, n, tokens, C, PACKED)
         place = slot.to(tl.int64) * heads + head
-        at, inside = tokens_of(first, length, chunk, C, REVERSE)
+        at, inside = tokens_of(first, length, chunk, True, C, REVERSE)
         head64 = head.to(tl.int64)
         row64 = row.to(tl.int64)
         at_v = tile_v * BV + tl.arange(0, BV)
@@ -193,14 +201,14 @@ def gradients_v(
             else:
                 scores += product(qs, tl.trans(ks), KIND)
             if GATE != "none":
-                ks = ks.to(tl.float32) * tl.exp(spans(near < 0, gates, GATE))
+                ks = ks.to(tl.float32) * decays(near < 0, gates, KIND)
             adjoint = kept_state(adjoints, adjoint_scales, place * (K * V) + at_k[:, None] * V + at_v[None, :],
                                  (place * kept_tiles + (tile_v * BV) // KEPT_V) * K + at_k, at_k < K,
                                  (at_k < K)[:, None] & (at_v < V)[None, :], SCALED)
             found += product(ks, adjoint, KIND)
         if GATE == "head" or GATE == "constant":
             gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, tl.arange(0, C), inside, K, GATE)
-            scores = scores * tl.exp(pairwise(near, gates, BONUS))
+            scores = scores * pair_decays(near, gates, BONUS, KIND)
         if GATE != "channel":
             scores = tl.trans(scores)
             if BONUS:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from portable_gla_ascend.kernels.common import kept_state, masks, product, rows, sequence, tokens_of
-from portable_gla_ascend.kernels.gates import load_gate, pairwise, spans, total
+from portable_gla_ascend.kernels.gates import decays, load_gate, pair_decays, whole_decay
 from portable_gla_ascend.kernels.scores import channel_scores
 
 
@@ -38,7 +38,7 @@ def outputs(
         row, first, length, kept_slot = sequence(cu_seqlens, n, tokens, C * SPAN, PACKED)
         place = (kept_slot + chunk // SPAN).to(tl.int64) * heads + head
         depth_at = (slot.to(tl.int64) * heads + head) * tiles_k
-        at, inside = tokens_of(first, length, chunk, C, REVERSE)
+        at, inside = tokens_of(first, length, chunk, True, C, REVERSE)
         head64 = head.to(tl.int64)
         row64 = row.to(tl.int64)
         q_start = row64 * q_row + (head64 // q_group) * q_head
@@ -47,8 +47,7 @@ def outputs(
         g_start = row64 * g_row + (head64 // g_group) * g_head
         at_v = tile_v * BV + tl.arange(0, BV)
         # The chunk before, where it lies in the same block.
-        before, has = tokens_of(first, length, chunk - 1, C, REVERSE)
-        has = has & (chunk % SPAN != 0)
+        before, has = tokens_of(first, length, chunk - 1, chunk % SPAN != 0, C, REVERSE)
         found = tl.zeros([C, BV], dtype=tl.float32)
         scores = tl.zeros([C, C], dtype=tl.float32)  # of (j, i), and so is across: a left operand is used once
         across = tl.zeros([C, C], dtype=tl.float32)
@@ -69,16 +68,16 @@ def outputs(
             reached = qs
             if GATE != "none":
                 if BONUS:
-                    reached = qs.to(tl.float32) * tl.exp(spans(near > 0, gates, GATE))
+                    reached = qs.to(tl.float32) * decays(near > 0, gates, KIND)
                 else:
-                    reached = qs.to(tl.float32) * tl.exp(spans(near >= 0, gates, GATE))
+                    reached = qs.to(tl.float32) * decays(near >= 0, gates, KIND)
             if SPAN > 1:
                 k_before = rows(k, k_start, before, k_token, at_k, has, K)
                 if GATE != "none":
                     g_before = load_gate(g, g_start, before, g_token, at_k, has, K, GATE)
-                    k_before = k_before.to(tl.float32) * tl.exp(spans(near < 0, g_before, GATE))
+                    k_before = k_before.to(tl.float32) * decays(near < 0, g_before, KIND)
                     across += product(k_before, tl.trans(reached), KIND)
-                    reached = reached * tl.exp(total(g_before, GATE))[None, :]
+                    reached = reached * whole_decay(g_before, KIND)[None, :]
                 else:
                     across += product(k_before, tl.trans(reached), KIND)
             state = kept_state(kept, scales, place * (K * V) + at_k[:, None] * V + at_v[None, :],
@@ -87,7 +86,7 @@ def outputs(
             found += product(reached, state, KIND)
         if GATE == "head" or GATE == "constant":
             gates = load_gate(g, g_start, at, g_token, tl.arange(0, C), inside, K, GATE)
-            scores = scores * tl.exp(tl.trans(pairwise(near, gates, BONUS)))
+            scores = scores * tl.trans(pair_decays(near, gates, BONUS, KIND))
         if GATE != "channel":
             if BONUS:
                 scores = tl.where(near < 0, scores, 0.0)

@@ -11,7 +11,7 @@ single tokens and p is 0.
 import triton
 import triton.language as tl
 from portable_gla_ascend.kernels.common import product
-from portable_gla_ascend.kernels.gates import spans
+from portable_gla_ascend.kernels.gates import decays, spans
 
 
 @triton.jit
@@ -44,13 +44,13 @@ def channel_scores(q, k, g, near, position, depth, BONUS: tl.constexpr, KIND: tl
     for level in range(depth):
         s = (C // 2) >> level
         upper = (row & s) != 0
-        x = tl.where(upper, q, k) * tl.exp(spans(span_mask(near, upper, s, BONUS), g, "channel"))
+        x = tl.where(upper, q, k) * decays(span_mask(near, upper, s, BONUS), g, KIND)
         found += tl.where(near == -s, product(x, tl.trans(x), KIND), 0.0)
     block = C >> depth
     mask = block_mask(near, (column & (block - 1)) != 0, block)
-    after = spans(mask, g, "channel")
+    after = spans(mask, g)
     if BONUS:
-        before = spans(mask & (near > 0), g, "channel")
+        before = spans(mask & (near > 0), g)
         pairs = product(k * tl.exp(-after), tl.trans(q * tl.exp(before)), KIND)
         return found + tl.where((near < 0) & (near > -block), pairs, 0.0)
     else:
@@ -60,45 +60,21 @@ def channel_scores(q, k, g, near, position, depth, BONUS: tl.constexpr, KIND: tl
 
 @triton.jit
 def channel_gradients(q, k, g, dscores, near, position, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr):
-    """Return dq, dk and dg [C, BK] of the scores; ``dscores`` has do vᵀ at (i, j) and at (j, i).
+    """Return dq, dk and dg [C, BK] of pairs j < i; ``dscores`` has the scores' gradient at (i, j) and at (j, i).
 
-    dg of a token is the sum over the pairs it lies between, level by level; only within the last blocks, whose range
-    is small, it is a difference of sums.
+    Always by levels: dg of a token is the sum over the pairs that it lies between, and nothing is subtracted.
     """
-    row = position[:, None]
-    column = position[None, :]
     dq = tl.zeros(q.shape, dtype=tl.float32)
     dk = tl.zeros(q.shape, dtype=tl.float32)
     dg = tl.zeros(q.shape, dtype=tl.float32)
     for level in range(depth):
         s = (C // 2) >> level
-        upper = (row & s) != 0
-        decay = tl.exp(spans(span_mask(near, upper, s, BONUS), g, "channel"))
+        upper = (position[:, None] & s) != 0
+        decay = decays(span_mask(near, upper, s, BONUS), g, KIND)
         x = tl.where(upper, q, k).to(tl.float32)
         dx = product(tl.where(tl.abs(near) == s, dscores, 0.0), x * decay, KIND) * decay
         dq += tl.where(upper, dx, 0.0)
         dk += tl.where(upper, 0.0, dx)
-        crossing = span_mask(-near, (column & s) != 0, s, BONUS)
+        crossing = span_mask(-near, (position[None, :] & s) != 0, s, BONUS)
         dg += tl.dot(crossing.to(tl.float32), x * dx, input_precision="ieee")
-    block = C >> depth
-    q = q.to(tl.float32)
-    k = k.to(tl.float32)
-    mask = block_mask(near, (column & (block - 1)) != 0, block)
-    crossing = block_mask(-near, (row & (block - 1)) != 0, block)
-    after = spans(mask, g, "channel")
-    if BONUS:
-        before = spans(mask & (near > 0), g, "channel")
-        part = tl.where((near > 0) & (near < block), dscores, 0.0)
-        flipped = tl.where((near < 0) & (near > -block), dscores, 0.0)
-    else:
-        before = after
-        part = tl.where((near >= 0) & (near < block), dscores, 0.0)
-        flipped = tl.where((near <= 0) & (near > -block), dscores, 0.0)
-    dq_last = product(part, k * tl.exp(-after), KIND) * tl.exp(before)
-    dk_last = product(flipped, q * tl.exp(before), KIND) * tl.exp(-after)
-    if BONUS:
-        dg += tl.dot((crossing & (near < 0)).to(tl.float32), q * dq_last, input_precision="ieee")
-        dg -= tl.dot(crossing.to(tl.float32), k * dk_last, input_precision="ieee")
-    else:
-        dg += tl.dot(crossing.to(tl.float32), q * dq_last - k * dk_last, input_precision="ieee")
-    return dq + dq_last, dk + dk_last, dg
+    return dq, dk, dg

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from portable_gla_ascend.kernels.common import keep, masks, product, rows, sequence, tokens_of
-from portable_gla_ascend.kernels.gates import load_gate, spans, total
+from portable_gla_ascend.kernels.gates import decays, load_gate, spans, whole_decay
 
 
 @triton.jit
@@ -55,18 +55,18 @@ def sweep(
             place = (kept_slot + chunk // SPAN).to(tl.int64) * heads + head
             keep(kept, scales, place * (K * V) + corner, (place * tiles_v + tile_v) * K + at_k, state,
                  (at_k < K) & keeping, within & keeping, SCALED)
-            at, inside = tokens_of(first, length, chunk, C, REVERSE)
+            at, inside = tokens_of(first, length, chunk, True, C, REVERSE)
             xs = rows(x, x_start, at, x_token, at_k, inside, K)
             ys = rows(y, y_start, at, y_token, at_v, inside, V)
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             if GATE != "none":
                 if FORWARD:
-                    xs = xs.to(tl.float32) * tl.exp(spans(near < 0, gates, GATE))
+                    xs = xs.to(tl.float32) * decays(near < 0, gates, KIND)
                 elif BONUS:
-                    xs = xs.to(tl.float32) * tl.exp(spans(near > 0, gates, GATE))
+                    xs = xs.to(tl.float32) * decays(near > 0, gates, KIND)
                 else:
-                    xs = xs.to(tl.float32) * tl.exp(spans(near >= 0, gates, GATE))
-                state = state * tl.exp(total(gates, GATE))[:, None]
+                    xs = xs.to(tl.float32) * decays(near >= 0, gates, KIND)
+                state = state * whole_decay(gates, KIND)[:, None]
             if FORWARD:
                 state += product(tl.trans(xs), ys, KIND)
             else:
@@ -76,7 +76,7 @@ def sweep(
                 if RANGE > 0:
                     size = tl.abs(gates)
                     whole = tl.max(tl.sum(size.to(tl.float32), 0), 0)
-                    block = tl.max(tl.max(spans(tl.abs(near) < 16, size, GATE), 1), 0)
+                    block = tl.max(tl.max(spans(tl.abs(near) < 16, size), 1), 0)
                     levels = tl.where(whole <= RANGE, 0, tl.where(block <= RANGE, DEPTH - 4, DEPTH))
                 tl.store(depths + ((slot + chunk).to(tl.int64) * heads + head) * tiles_k + tile_k, levels,
                          mask=tile_v == 0)
