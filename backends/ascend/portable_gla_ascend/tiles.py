@@ -1,10 +1,18 @@
-"""Tile sizes: the reader of ``tiles.yaml``."""
+"""Tile sizes: the reader of ``tiles.yaml``, which ``tune.py`` makes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import importlib.resources
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
 
 from portable_gla_ascend.socs import Soc
+
+CHIPS = {"910": (192, 128), "950": (248, 256)}
+"""Kinds of chips, and what a row wants of one: KiB of a vector core's unified buffer, and of L0C."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,30 @@ class Tiles:
 
 
 def choose(soc: Soc, kind: str, gate: str, key_dim: int, value_dim: int) -> Tiles:
-    """Return the tiles of a problem."""
-    k = min(64, _up(key_dim))
-    v = min(64, _up(value_dim))
-    return Tiles(Pass(64, 2, k, v, v, k, v), Pass(64, 1, k, v, v, min(k, 32), v))
+    """Return the tiles of a problem: its row, with blocks of K and V no larger than they need be."""
+    row = (chip(soc), kind, "channel" if gate == "channel" else "other")
+    return Tiles(*(within(table()[(which, *row)], key_dim, value_dim) for which in ("forward", "backward")))
+
+
+def chip(soc: Soc) -> str:
+    """Name the kind of a chip: the largest whose memories it has."""
+    return max((name for name, (unified, l0c) in CHIPS.items() if soc.unified_kib >= unified and soc.l0c_kib >= l0c),
+               key=lambda name: CHIPS[name])
+
+
+def within(tile: Pass, key_dim: int, value_dim: int) -> Pass:
+    """Return tiles with blocks of K and V no larger than the power of two at or above these."""
+    k, v = _up(key_dim), _up(value_dim)
+    return replace(tile, block_k=min(k, tile.block_k), loop_k=min(k, tile.loop_k), sweep_v=min(v, tile.sweep_v),
+                   block_v=min(v, tile.block_v), loop_v=min(v, tile.loop_v))
+
+
+@functools.cache
+def table() -> dict[tuple[str, ...], Pass]:
+    """Read the table: tiles by pass, chip, kind of product and gate."""
+    text = importlib.resources.files("portable_gla_ascend").joinpath("tiles.yaml").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = yaml.safe_load(text)
+    return {tuple(row.pop(name) for name in ("pass", "chip", "kind", "gate")): Pass(**row) for row in rows}
 
 
 def _up(size: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import functools
 import itertools
 import multiprocessing
@@ -20,7 +21,7 @@ from unittest import mock
 
 from portable_gla_ascend import launch, offline
 from portable_gla_ascend.offline import recording
-from portable_gla_ascend.tiles import Pass, Tiles
+from portable_gla_ascend.tiles import Pass, Tiles, within
 
 CHIPS = {"910": "Ascend910B2", "950": "Ascend950"}
 """Kinds of chips, and the target that stands for each: the compilers describe the others of a kind alike."""
@@ -28,15 +29,21 @@ DTYPES = {"bf16": "bf16", "split": "f16", "f32": "f32"}
 """Kinds of products, and the inputs' dtype."""
 GATES = {"channel": ("channel",), "other": ("head", "none")}
 PASSES = ("forward", "backward")
-BLOCKS = (128, 64, 32)  # of V, from large to small
 _CHUNKS = (64, 32)
 _SPANS = {"forward": (2, 1), "backward": (1,)}
 _BLOCKS_K = (128, 64, 32)
 _FEATURES = ("bonus", "all", "plain")
 _SIZES = (512, 64)
 _LARGE = 512  # K and V for which the traffic is counted
-FIELDS = {"sweep": "sweep_v", "outputs": "block_v", "gradients_v": "block_v", "gradients_k": "loop_v"}
-"""Whose block is whose."""
+_BLOCKS = (128, 64, 32)
+_OF_V = tuple((size,) for size in _BLOCKS)
+LADDERS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {
+    "sweep": (("sweep_v",), _OF_V),
+    "outputs": (("block_v",), _OF_V),
+    "gradients_v": (("block_v",), _OF_V),
+    "gradients_k": (("loop_k", "loop_v"), tuple(itertools.product((128, 64, 32, 16), (128, 64, 32)))),
+}
+"""The blocks that only one kernel of a pass has, and what they may be, the best first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +56,9 @@ class Row:
     gate: str
 
 
-def rows(chips: Iterable[str] = tuple(CHIPS)) -> list[Row]:
+def rows() -> list[Row]:
     """List the rows."""
-    return [Row(*parts) for parts in itertools.product(chips, PASSES, DTYPES, GATES)]
+    return [Row(*parts) for parts in itertools.product(CHIPS, PASSES, DTYPES, GATES)]
 
 
 def traffic(which: str, tile: Pass) -> float:
@@ -62,12 +69,13 @@ def traffic(which: str, tile: Pass) -> float:
     side = size / tile.block_v * (3 if tile.span == 1 else 5) * size + size + state
     if which == "forward":
         return sweep + side
-    return 2 * sweep + side + along_k * 2 * size + 5 * size + 2 * state
+    return 2 * sweep + side + size / tile.loop_k * 6 * size + 6 * size + 2 * state
 
 
 def candidates(which: str) -> Iterator[Pass]:
-    """Yield tiles with the largest blocks of V, those that move the least first."""
-    found = [Pass(chunk, span, block_k, *(BLOCKS[0],) * 3)
+    """Yield tiles, of which each kernel has the best of its own, those that move the least first."""
+    best = {field: size for fields, ladder in LADDERS.values() for field, size in zip(fields, ladder[0], strict=True)}
+    found = [Pass(chunk=chunk, span=span, block_k=block_k, **best)
              for chunk, span, block_k in itertools.product(_CHUNKS, _SPANS[which], _BLOCKS_K)]
     yield from sorted(found, key=functools.partial(traffic, which))
 
@@ -85,20 +93,16 @@ def search(which: str, refused: Callable[[Pass], Iterable[str]]) -> Pass | None:
 
 
 def _shrunk(tile: Pass, refused: Callable[[Pass], Iterable[str]]) -> Pass | None:
+    """Go down the ladders of the kernels that do not fit, till all do; None where one has come to its end."""
     while True:
-        fields = {FIELDS[kernel] for kernel in refused(tile)}
-        if not fields:
+        wanted = {LADDERS[kernel] for kernel in refused(tile)}
+        if not wanted:
             return tile
-        if any(getattr(tile, field) == BLOCKS[-1] for field in fields):
-            return None
-        tile = dataclasses.replace(tile, **{field: BLOCKS[BLOCKS.index(getattr(tile, field)) + 1] for field in fields})
-
-
-def within(tile: Pass, key_dim: int, value_dim: int) -> Pass:
-    """Return tiles with blocks of K and V no larger than the power of two at or above these."""
-    most_k, most_v = (max(16, 1 << (size - 1).bit_length()) for size in (key_dim, value_dim))
-    blocks = {field: min(most_v, getattr(tile, field)) for field in FIELDS.values()}
-    return dataclasses.replace(tile, block_k=min(most_k, tile.block_k), **blocks)
+        for fields, ladder in wanted:
+            at = ladder.index(tuple(getattr(tile, field) for field in fields)) + 1
+            if at == len(ladder):
+                return None
+            tile = dataclasses.replace(tile, **dict(zip(fields, ladder[at], strict=True)))
 
 
 def configurations(row: Row) -> Iterator[dict[str, Any]]:
@@ -146,15 +150,18 @@ def line(row: Row, tile: Pass) -> str:
 
 
 def main() -> int:
-    """Print the table's rows, or those of some chips."""
+    """Print the table's rows, or some."""
     parser = argparse.ArgumentParser(prog="python -m portable_gla_ascend.tune", description=main.__doc__)
-    parser.add_argument("--chips", default=",".join(CHIPS), help="with commas between")
+    parser.add_argument("rows", nargs="*", default=["*"], metavar="CHIP/PASS/KIND/GATE",
+                        help="patterns, such as '910/*/bf16/channel'; default: all")
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
+    wanted = [row for row in rows() if any(fnmatch.fnmatchcase("/".join(dataclasses.astuple(row)), pattern)
+                                           for pattern in given.rows)]
     offline.prepare()
     missing = 0
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for row, tile in pool.map(tuned, rows(given.chips.split(","))):
+        for row, tile in pool.map(tuned, wanted):
             if tile is None:
                 missing += 1
                 print(f"# {row}: nothing fits", flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(__file__).with_name("child.py")
-SECONDS = 300.0  # for one kernel
+SECONDS = 900.0  # for one kernel
 
 
 class ChildDied(RuntimeError):

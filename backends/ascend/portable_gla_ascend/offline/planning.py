@@ -15,7 +15,7 @@ from typing import Any
 from portable_gla_ascend.offline import dump
 from portable_gla_ascend.offline.environment import Environment, MissingEnvironment
 
-SECONDS = 300.0  # for one kernel
+SECONDS = 900.0  # for one kernel
 _TRIES = 3  # now and then it crashes without a word, and does not the next time
 FLAGS = {"multibuffer": "enable-auto-multi-buffer", "enable_auto_bind_sub_block": "enable-auto-bind-sub-block",
          "unit_flag": "enable-hivm-unit-flag-sync", "sync_solver": "enable-hivm-graph-sync-solver",
