@@ -62,7 +62,7 @@ def _cast_impl(self: Any, value: Any, kind: Any) -> Any:
 
 
 class Helper(InterpretedFunction):  # type: ignore[misc]
-    """A function that kernels call; the interpreter would patch the whole language anew at each call, as for a kernel."""
+    """A function that kernels call; the interpreter would patch the language anew at each call, as for a kernel."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it, within a kernel."""

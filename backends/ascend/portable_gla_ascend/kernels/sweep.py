@@ -20,8 +20,8 @@ def sweep(
     """Keep the state before every SPAN chunks (``FORWARD``: x is k, y is v), or the adjoint one after (q, do).
 
     Walks ``items`` = sequences x heads x tiles of K x tiles of V. Forward it also says, for each chunk, head and tile
-    of K, how many levels its scores need: none where its gates stay within ``RANGE`` nats, those above blocks of 16 where
-    these do; else, and with ``RANGE`` = 0, all ``DEPTH`` (2 ** DEPTH = C).
+    of K, how many levels its scores need: none where its gates stay within ``RANGE`` nats, those above blocks of 16
+    where these do; else, and with ``RANGE`` = 0, all ``DEPTH`` (2 ** DEPTH = C).
     """
     near, position = masks(near_table, C, REVERSE)
     tiles_k: tl.constexpr = (K + BK - 1) // BK
