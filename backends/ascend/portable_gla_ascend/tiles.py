@@ -38,8 +38,10 @@ class Tiles:
 
 def choose(soc: Soc, kind: str, gate: str, key_dim: int, value_dim: int) -> Tiles:
     """Return the tiles of a problem: its row, with blocks of K and V no larger than they need be."""
-    row = (chip(soc), kind, "channel" if gate == "channel" else "other")
-    return Tiles(*(within(table()[(which, *row)], key_dim, value_dim) for which in ("forward", "backward")))
+    shared = "channel" if gate == "channel" else "other"
+    forward, backward = (within(table()[which, chip(soc), kind, shared], key_dim, value_dim)
+                         for which in ("forward", "backward"))
+    return Tiles(forward, backward)
 
 
 def chip(soc: Soc) -> str:

@@ -61,7 +61,8 @@ def test_smaller_blocks_move_more(which: str) -> None:
 def test_rows_are_lines_of_yaml() -> None:
     rows = tune.rows()
     assert len(rows) == len(set(rows)) == 2 * 2 * 3 * 2
-    assert yaml.safe_load(tune.line(tune.Row("910", "forward", "bf16", "channel"), Pass(64, 2, 128, 128, 64, 16, 32))) == [
+    line = tune.line(tune.Row("910", "forward", "bf16", "channel"), Pass(64, 2, 128, 128, 64, 16, 32))
+    assert yaml.safe_load(line) == [
         {"chip": "910", "pass": "forward", "kind": "bf16", "gate": "channel", "chunk": 64, "span": 2, "block_k": 128,
          "sweep_v": 128, "block_v": 64, "loop_k": 16, "loop_v": 32}]
 

@@ -39,8 +39,8 @@ def masks(near_table, C: tl.constexpr, REVERSE: tl.constexpr):
 def tokens_of(first, length, chunk, present, C: tl.constexpr, REVERSE: tl.constexpr):
     """Return the tokens of a chunk's rows (int64) and which of them exist; chunk 0 is where the recurrence starts.
 
-    A mask has one bound only: more, and the compiler fails. A lower one is of a sum with 0: comparing rows with a number
-    below it spoils the compiler's memory, where columns are bounded by a loop's variable.
+    A mask has one bound only: more, and the compiler fails. A lower one is of a sum with 0: comparing rows with a
+    number below it spoils the compiler's memory, where columns are bounded by a loop's variable.
     """
     at = tl.arange(0, C)
     if REVERSE:
