@@ -80,7 +80,7 @@ class Model:
         p, tiles = self.problem, self.tiles.backward
         kept, depths = self.kept(tiles), self.depths(tiles)
         if not p.tokens:
-            yield Launch("copy", self.edge * p.final_state, self.edge * p.initial_state)
+            yield Launch("copy", self.edge * (p.initial_state + p.final_state), self.edge * p.initial_state)
             return
         yield Launch("sweep", self.k + self.v + self.g + self.edge * p.initial_state, kept + depths)
         yield Launch("sweep", self.q + self.o + self.g + self.edge * p.final_state,
