@@ -13,7 +13,7 @@ import sys
 from typing import Any, TextIO
 
 TIMES = 3
-"""How often a kernel is lowered: a pass that spoils memory (there is one) crashes only now and then."""
+"""How often lowering is tried: of any kernel with masks it crashes now and then, one time in fifty or so."""
 
 
 def lower(request: dict[str, Any]) -> dict[str, Any]:
@@ -37,8 +37,14 @@ def lower(request: dict[str, Any]) -> dict[str, Any]:
     about = {"target": target, **options.__dict__}
     module = source.make_ir(options, backend.get_codegen_implementation(), backend.get_module_map(), context)
     module = compiler.make_ttir(module, about, options)
-    for _ in range(TIMES):
-        text = compiler.ttir_to_linalg(module, about, options, named_ops=True)
+    for left in reversed(range(TIMES)):
+        try:
+            text = compiler.ttir_to_linalg(module, about, options, named_ops=True)
+        except subprocess.CalledProcessError as error:
+            if error.returncode >= 0 or not left:
+                raise
+        else:
+            break
     text, about = compiler._parse_linalg_metadata(text, about)
     return {"text": text, "mode": about["mix_mode"]}
 
