@@ -67,9 +67,6 @@ class Model:
     def forward(self) -> Iterator[Launch]:
         """Yield the forward pass's launches."""
         p, tiles = self.problem, self.tiles.forward
-        if not p.tokens:  # the final state is the initial one
-            yield Launch("copy", self.edge * p.initial_state, self.edge * p.final_state)
-            return
         yield Launch("sweep", self.k + self.v + self.g + self.edge * p.initial_state,
                      self.kept(tiles) + self.depths(tiles) + self.edge * p.final_state)
         yield Launch("outputs", self.q + self.k + self.v + self.g + self.kept(tiles) + self.depths(tiles) + self.bonus,
@@ -79,9 +76,6 @@ class Model:
         """Yield the backward pass's launches; sums over shared heads and the like are PyTorch's and follow them."""
         p, tiles = self.problem, self.tiles.backward
         kept, depths = self.kept(tiles), self.depths(tiles)
-        if not p.tokens:
-            yield Launch("copy", self.edge * (p.initial_state + p.final_state), self.edge * p.initial_state)
-            return
         yield Launch("sweep", self.k + self.v + self.g + self.edge * p.initial_state, kept + depths)
         yield Launch("sweep", self.q + self.o + self.g + self.edge * p.final_state,
                      kept + self.edge * p.initial_state)
@@ -112,6 +106,11 @@ def schedule(problem: Problem, soc: Soc) -> Schedule:
         return Schedule(tiles={"tokens": problem.tokens}, launches_forward=1, launches_backward=0,
                         bytes_forward=cost(problem).compulsory_forward, bytes_backward=0, residual_bytes=0,
                         workspace_bytes=0, notes=("the recurrence, in float32, on the vector cores",))
+    if not problem.tokens:
+        figures = cost(problem)
+        return Schedule(tiles={"chunk": 0}, launches_forward=1, launches_backward=int(problem.training),
+                        bytes_forward=figures.compulsory_forward, bytes_backward=figures.compulsory_backward,
+                        residual_bytes=0, workspace_bytes=0, notes=("no token: the final state is the initial one",))
     model = Model(problem, soc)
     forward = list(model.forward())
     backward = list(model.backward()) if problem.training else []
