@@ -1,6 +1,7 @@
 """Operators of ``npu`` tensors, computed by the CPU's: there is no CANN, and device memory is the host's.
 
-What torch_npu does itself is left to it: allocating, views and copies of contiguous tensors.
+What torch_npu does itself is left to it: allocating, views, and copies of contiguous tensors
+between host and device.
 ``python -m host_operators MODULE ARGUMENTS`` runs a module so.
 """
 
