@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TESTS ?= tests
 
-.PHONY: demo test lint check test-fla bench hardware compile wheel clean
+.PHONY: demo test lint check test-fla torch-npu bench hardware compile wheel clean
 
 demo: .venv/ready  ## print the plan, check against the oracle, train a small model on real text, generate, save
 	$(BIN)/portable-gla demo --out demo-out
@@ -22,6 +22,9 @@ check: .venv/ready
 
 test-fla: .venv/ready  ## flash-linear-attention's own tests on these functions: make test-fla FLA_TESTS=/its/checkout
 	$(BIN)/python tests/compat_fla/run.py $(FLA_TESTS)
+
+torch-npu: .venv/ready  ## the Ascend backend on the real torch_npu, over stubs of CANN: downloads hundreds of MB once
+	$(BIN)/python tests/real_torch_npu/run.py
 
 bench: .venv/ready  ## time against T beside PyTorch's attention
 	$(BIN)/portable-gla bench --plot bench.png
