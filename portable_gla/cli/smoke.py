@@ -41,9 +41,11 @@ def smoke(device: torch.device) -> Smoke:
     generator = torch.Generator().manual_seed(0)
     q, k, v, do = (torch.randn(_SHAPE, generator=generator) for _ in range(4))
     g = torch.nn.functional.logsigmoid(torch.randn(_SHAPE, generator=generator))
-    inputs = [x.to(device) for x in (q, k, v, g)]
-    chosen = portable_gla.plan(*(x.detach().requires_grad_() for x in inputs))
+    backend, fallback = None, False
     try:
+        inputs = [x.to(device) for x in (q, k, v, g)]
+        chosen = portable_gla.plan(*(x.detach().requires_grad_() for x in inputs))
+        backend, fallback = chosen.backend, chosen.fallback
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", portable_gla.PortabilityWarning)  # the table says it
             found = _attention(inputs, do.to(device), None)
@@ -53,9 +55,9 @@ def smoke(device: torch.device) -> Smoke:
         backward = _error(found[2:], wanted[2:])
         decode = _error(decoded, _decode([q, k, v, g], "reference"))
     except Exception as error:  # noqa: BLE001 - a broken device may raise anything, and the doctor reports it
-        return Smoke(str(device), chosen.backend, chosen.fallback, seconds=time.perf_counter() - start,
+        return Smoke(str(device), backend, fallback, seconds=time.perf_counter() - start,
                      problem=f"{type(error).__name__}: {error}")
-    return Smoke(str(device), chosen.backend, chosen.fallback, forward, backward, decode,
+    return Smoke(str(device), backend, fallback, forward, backward, decode,
                  time.perf_counter() - start)
 
 

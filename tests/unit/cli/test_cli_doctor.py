@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from portable_gla_eager.backend import EagerBackend
 
 from portable_gla import registry
@@ -82,3 +83,8 @@ def test_a_backend_that_raises_is_reported_without_a_traceback(cli, registered):
     registered(Raising())
     result = cli("doctor")
     assert result.exit_code == 1 and "OSError: the driver is gone" in result.stdout
+
+
+def test_a_device_that_takes_no_tensor_is_a_failed_row() -> None:
+    found = smoke.smoke(torch.device("cuda:99"))
+    assert not found.ok and found.backend is None and found.problem
