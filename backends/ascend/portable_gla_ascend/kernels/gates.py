@@ -21,7 +21,9 @@ def load_gate(g, start, tokens, stride, columns, inside, K: tl.constexpr, GATE: 
     elif GATE == "head":
         found = tl.load(g + start + tokens * stride, mask=inside, other=0.0)
     else:
-        found = tl.where(inside, tl.load(g + start), 0.0)
+        # bishengir-compile aborts unless a vector operation comes between the load and the choice.
+        shared = tl.maximum(tl.load(g + start), FORGET, propagate_nan=tl.PropagateNan.ALL)
+        found = tl.where(inside, shared + tl.zeros(inside.shape, dtype=tl.float32), 0.0)
     if GATE != "channel":
         found = tl.broadcast_to(found[:, None], [inside.shape[0], columns.shape[0]])
     wide = found.to(tl.float32)

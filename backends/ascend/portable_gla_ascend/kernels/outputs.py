@@ -52,7 +52,7 @@ def outputs(
         found = tl.zeros([C, BV], dtype=tl.float32)
         scores = tl.zeros([C, C], dtype=tl.float32)  # of (j, i), and so is across: a left operand is used once
         across = tl.zeros([C, C], dtype=tl.float32)
-        own = tl.zeros([C], dtype=tl.float32)
+        own = tl.zeros([C, BK] if GATE == "none" else [C], dtype=tl.float32)
         for tile_k in range(tiles_k):
             at_k = tile_k * BK + tl.arange(0, BK)
             qs = rows(q, q_start, at, q_token, at_k, inside, K)
@@ -60,7 +60,11 @@ def outputs(
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             if BONUS:
                 u = tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)
-                own += tl.sum(qs.to(tl.float32) * ks.to(tl.float32) * u[None, :], 1)
+                pair = qs.to(tl.float32) * ks.to(tl.float32) * u[None, :]
+                if GATE == "none":  # the 950's compiler refuses the sums there
+                    own += pair
+                else:
+                    own += tl.sum(pair, 1)
             if GATE == "channel":
                 depth = tl.load(depths + depth_at + tile_k)
                 scores += channel_scores(qs, ks, gates, near, position, depth, BONUS, KIND, C)
@@ -94,6 +98,8 @@ def outputs(
             else:
                 scores = tl.where(near <= 0, scores, 0.0)
         if BONUS:
+            if GATE == "none":
+                own = tl.sum(own, 1)
             scores += tl.where(near == 0, own[:, None], 0.0)
         if GATE == "none":
             # A sum that only the cube has touched cannot go on as another product's: the compiler refuses the copy.
