@@ -55,9 +55,8 @@ class Model:
         p = self.problem
         block = swept(self.soc, tiles, p.sequences * p.heads, p.key_dim, p.value_dim)
         scales = p.key_dim * 4 * math.ceil(p.value_dim / block) if p.dtype == torch.float16 else 0
-        pieces = -(-p.tokens // (tiles.chunk * tiles.span)) * p.batch if not p.packed else self.slots(
-            tiles.chunk * tiles.span)
-        return pieces * p.heads * (p.key_dim * p.value_dim * p.dtype.itemsize + scales)
+        each = p.key_dim * p.value_dim * p.dtype.itemsize + scales
+        return self.slots(tiles.chunk * tiles.span) * p.heads * each
 
     def depths(self, tiles: Pass) -> int:
         """Return the bytes that say how many levels each chunk takes."""
