@@ -29,8 +29,14 @@ def choose(batch: Any, tokens: Any, heads: Any, value_dim: Any, cores: int, pinn
     else:
         programs = batch * heads * _ceil(value_dim, _VALUES)  # of each token
         unit = larger(_ceil(tokens * programs, cores), _SHORTEST)
+    cut = whole(tokens, unit)
+    return cut._replace(several=pinned != 1 and cut.several)
+
+
+def whole(tokens: Any, unit: Any) -> Segments:
+    """Return segments of ``unit`` tokens, rounded up to whole chunks."""
     unit = larger(_ceil(unit, GRAIN) * GRAIN, GRAIN)
-    return Segments(unit, pinned != 1 and _more(tokens, unit))
+    return Segments(unit, _more(tokens, unit))
 
 
 def larger(a: Any, b: Any) -> Any:

@@ -16,7 +16,7 @@ from portable_gla import devices, segments
 from portable_gla.backend import Backend, Built, Call, DecodeCall, Gradients
 from portable_gla.problem import Device, Problem, Reason, Schedule
 from portable_gla.segments import Segments
-from portable_gla_volta import targets
+from portable_gla_volta import cutting, targets
 from portable_gla_volta.kernel import Runner
 
 LARGEST = 256
@@ -80,16 +80,13 @@ class VoltaBackend:
                     for name, value in problem.pins if name != "segments" or value < 1]
         return reasons
 
-    def _segments(self, device: Device, batch: Any, tokens: Any, heads: Any, value_dim: Any,
-                  pins: Mapping[str, int]) -> Segments:
-        """Cut into segments; sizes may be symbolic."""
+    def _segments(self, device: Device, sizes: cutting.Sizes, pins: Mapping[str, int]) -> Segments:
         cores = 1 if self._emulating else devices.cores(device)
-        return segments.choose(batch, tokens, heads, value_dim, cores, pins.get("segments", 0))
+        return cutting.choose(sizes, cores, pins.get("segments", 0))
 
     def schedule(self, problem: Problem) -> Schedule:
         """Count what each launch moves and multiplies, and say what bounds it."""
-        cut = self._segments(problem.device, problem.batch, problem.tokens, problem.heads, problem.value_dim,
-                             dict(problem.pins))
+        cut = self._segments(problem.device, cutting.of_problem(problem), dict(problem.pins))
         found: Schedule = importlib.import_module("portable_gla_volta.schedule").schedule(problem, cut)
         return found
 
@@ -102,8 +99,7 @@ class VoltaBackend:
         return (rows, call.heads, key_dim, call.v.shape[3]), torch.float32
 
     def _cut(self, call: Call) -> Segments:
-        return self._segments(devices.of(call.q.device), call.q.shape[0], call.q.shape[1], call.heads, call.v.shape[3],
-                              call.pins)
+        return self._segments(devices.of(call.q.device), cutting.of_call(call), call.pins)
 
     def _launcher(self, call: Call) -> Any:
         return importlib.import_module("portable_gla_volta.launch").Launcher(_runner(self._emulating), call,

@@ -51,7 +51,10 @@ def padded(key_dim: int) -> int:
 def sweep(key_dim: int, value_dim: int) -> Sweep:
     """Return the program that walks a segment of a call in float16."""
     keys = padded(key_dim)
-    wide = 32 if value_dim <= 32 or keys == 256 else 64  # a state of 64 registers a thread at most
+    # As wide as V, with a state of 128 registers a thread at most: every tile of V makes the scores again.
+    wide = 32 if value_dim <= 32 else 64 if value_dim <= 64 or keys == 256 else 128
+    if wide == 128 or (wide == 64 and keys == 256):  # 32 columns a warp: operands that are fetched serve two products
+        return Sweep(keys, wide, wide // 32, 4 // (wide // 32))
     warps = max(2 * _tile(keys) // 32, wide // 16)
     return Sweep(keys, wide, wide // 16, warps // (wide // 16))
 
@@ -61,16 +64,24 @@ def _tile(keys: int) -> int:
     return min(keys, 64)
 
 
+def _decays(shape: Sweep) -> tuple[int, int]:
+    """Return the bytes of a chunk's decays, and of those of a tile of channels."""
+    tile = _tile(shape.keys)
+    sides = 4 if 32 * shape.warps >= 4 * tile else 2
+    return 8 * shape.keys, 8 * sides * tile
+
+
 def forward(shape: Sweep, channel: bool) -> Kernel:
     """Return the forward pass in float16."""
     shared = 2 * CHUNK * shape.keys * 2 + max(CHUNK * (shape.wide + CHUNK) * 2, 2 * shape.warps * 1024)
-    shared += 24 * shape.keys + _VECTORS + 4 * shape.warps + 16
+    shared += sum(_decays(shape)) + _VECTORS + 16 + 16 + 48
     return Kernel("forward", "forward.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
 
 
 def states(shape: Sweep, channel: bool) -> Kernel:
     """Return the states in float16: summaries, and those that are kept."""
-    shared = CHUNK * shape.keys * 2 + CHUNK * shape.wide * 2 + 24 * shape.keys + _VECTORS
+    whole, tile = _decays(shape)
+    shared = CHUNK * shape.keys * 2 + CHUNK * shape.wide * 2 + whole + tile * (1 + (shape.keys > 64)) + _VECTORS + 32
     return Kernel("states", "states.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
 
 
@@ -111,7 +122,7 @@ def decode(key_dim: int) -> Kernel:
 def _all() -> tuple[Kernel, ...]:
     found = [SCAN, FOLD]
     for keys, channel in itertools.product(_WIDTHS, (True, False)):
-        for value in (32, 64):
+        for value in (32, 64, 128):
             shape = sweep(keys, value)
             found += [forward(shape, channel), states(shape, channel)]
         found += [exact(keys, channel, True), exact(keys, channel, False)]

@@ -111,13 +111,16 @@ class _Noting:
         self.instructions.append(counter(kernel) // 32)
 
 
-def count(kind: Kind, instructions: bool = True) -> dict[str, Work]:
-    """Count a kind of call; without ``instructions`` they are 0, and no PTX is translated."""
-    short, long = (_counted(kind, CHUNK * chunks, instructions) for chunks in (2, 3))
+def count(kind: Kind, instructions: bool = True, nats: float = 0.05) -> dict[str, Work]:
+    """Count a kind of call; without ``instructions`` they are 0, and no PTX is translated.
+
+    Gates are of about so many ``nats``; those per channel cost more where they are strong.
+    """
+    short, long = (_counted(kind, CHUNK * chunks, instructions, nats) for chunks in (2, 3))
     return {name: Work(*(b - a for a, b in zip(short[name], long[name], strict=True))) for name in PASSES}
 
 
-def _counted(kind: Kind, tokens: int, instructions: bool) -> dict[str, Work]:
+def _counted(kind: Kind, tokens: int, instructions: bool, nats: float) -> dict[str, Work]:
     from portable_gla_volta import emulator, ptx  # with a compiler for the host, which users need not have
 
     generator = torch.Generator().manual_seed(0)
@@ -127,7 +130,7 @@ def _counted(kind: Kind, tokens: int, instructions: bool) -> dict[str, Work]:
 
     q, k = (normal(kind.key_dim).half() for _ in range(2))
     v, d = (normal(kind.value_dim).half() for _ in range(2))
-    g = torch.nn.functional.logsigmoid(normal(kind.key_dim) if kind.channel else normal()) / 16
+    g = torch.nn.functional.logsigmoid(normal(kind.key_dim) if kind.channel else normal()) * (nats / 0.8)
     call = Call(q, k, v, g, None, None, None, 1.0, False, False, {})
     cut = segments.choose(1, tokens, 1, kind.value_dim, 1, 1)
     runner, links = _Noting(emulator.EmulatorRunner()), torch.zeros(0, 1, kind.key_dim, kind.value_dim)

@@ -61,7 +61,9 @@ class Model:
         self.boundaries = 0
         if segments.several:
             self.boundaries = p.tokens // unit if p.packed else p.sequences * max(0, pieces - 1)
-        self.swept = (pieces - 1) / pieces if pieces else 0.0  # of the tokens, by a walk over all segments but one
+        # Of the tokens, by a walk over all segments but the last, or against time but the first.
+        self.swept = min(1.0, (pieces - 1) * unit / p.tokens) if pieces else 0.0
+        self.swept_back = max(0.0, 1 - unit / p.tokens) if pieces else 0.0
         self.links = self.boundaries * self.state
         self.decays = self.boundaries * p.heads * (p.key_dim if p.gate == "channel" else 1) * 4
         slots = p.tokens // CHUNK + p.sequences if p.packed else p.batch * -(-p.tokens // CHUNK)
@@ -70,17 +72,17 @@ class Model:
         self.kept = slots * p.heads * groups * 16 * self.shape.keys * size  # of one direction
         self.units = 0 if self.single else slots * p.heads * groups * self.shape.warps_k * 4
 
-    def _linked(self, tensors: int, edge: int) -> Iterator[Launch]:
+    def _linked(self, tensors: float, edge: int) -> Iterator[Launch]:
         if self.segments.several:
             walk = "exact" if self.single else "states"
-            yield Launch(walk, int(tensors * self.swept), self.links + self.decays)
+            yield Launch(walk, int(tensors), self.links + self.decays)
             yield Launch("scan", self.links + self.decays + edge, self.links)
 
     def forward(self) -> Iterator[Launch]:
         """Yield the forward pass's launches."""
         p = self.problem
         if p.batch * p.tokens:
-            yield from self._linked(self.k + self.v + self.g, self.edge * p.initial_state)
+            yield from self._linked((self.k + self.v + self.g) * self.swept, self.edge * p.initial_state)
             yield Launch("exact" if self.single else "forward", self.q + self.k + self.v + self.g + self.links
                          + self.edge * p.initial_state + self._bonus(), self.o + self.edge * p.final_state)
 
@@ -89,7 +91,7 @@ class Model:
         p, walk = self.problem, "exact" if self.single else "states"
         if not p.batch * p.tokens:
             return
-        yield from self._linked(self.q + self.o + self.g, self.edge * p.final_state)
+        yield from self._linked((self.q + self.o + self.g) * self.swept_back, self.edge * p.final_state)
         one = self.kept + self.units
         yield Launch(walk, self.k + self.v + self.g + self.links + self.edge * p.initial_state, one)
         yield Launch(walk, self.q + self.o + self.g + self.links + self.edge * p.final_state,
@@ -154,7 +156,7 @@ def work(problem: Problem, segments: Segments, backward: bool) -> Work | None:
     if row is None:
         return None
     model = Model(p, segments)
-    walks = (2 if backward else 0) + (model.swept if segments.several else 0.0)
+    walks = 2 + model.swept_back * segments.several if backward else model.swept * segments.several
     last = row["gradients" if backward else "forward"]
     chunks = model.slots * p.heads
     return Work(*(round(chunks * (walks * one + other)) for one, other in zip(row["states"], last, strict=True)))

@@ -29,7 +29,7 @@ TARGET = Target("volta", emulated=True)
 SEED = 7  # always: some faults show only in some numbers
 _SWITCH = 'extern "C" { __attribute__((visibility("default"))) int mutant; }\n'
 _BARRIER = re.compile(r"(?<!\w)((?:warp_)?barrier\(\);)")
-_FENCE = "PARTS > 2"  # these keep the compiler from fetching too much at once; no order of accesses depends on them
+_FENCE = "FENCED"  # these keep the compiler from fetching too much at once; no order of accesses depends on them
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Mutants:
         lines = text.splitlines()
         for number in barriers(text):
             one = self.numbers[f"{file}:{number}"] = len(self.numbers) + 1
-            lines[number - 1], found = _BARRIER.subn(rf"if (mutant != {one}) \1", lines[number - 1])
+            lines[number - 1], found = _BARRIER.subn(rf"{{ if (mutant != {one}) \1 }}", lines[number - 1])
             assert found == 1, f"{file}:{number} has two barriers"
         return "\n".join(lines) + "\n"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from portable_gla_volta import emulator
 
-from portable_gla.testing import cases, checks
+from portable_gla.testing import cases, checking, checks
 from portable_gla.testing import inputs as numbers
 from portable_gla.testing.cases import Case
 from portable_gla.testing.running import Target, run
@@ -50,6 +50,26 @@ def test_the_order_of_threads_changes_nothing(seed: int) -> None:
     for other in found[1:]:
         for name, value in found[0].items():
             assert torch.equal(value, other[name]), name
+
+
+# A program as wide as V may be, of every K, its last columns past the end or not.
+WIDE = [Case(f"wide-{key_dim}-{value_dim}-{gate}-{regime}", dtype=torch.float16, gate_dtype=torch.float32, batch=1,
+             key_dim=key_dim, value_dim=value_dim, gate=gate, regime=regime, tokens=150, initial_state="each", **more)
+        for key_dim, value_dim, gate, regime, more in (
+            (32, 128, "channel", "usual", {}), (64, 128, "channel", "range", {"reverse": True}),
+            (128, 128, "channel", "slow", {}), (128, 100, "channel", "extreme", {"bonus": True}),
+            (128, 128, "head", "usual", {}), (256, 128, "channel", "usual", {}),
+            (256, 72, "head", "usual", {"bonus": True}), (20, 200, "none", "usual", {}),
+            (129, 65, "constant", "usual", {}))]
+
+
+@pytest.mark.parametrize("case", WIDE, ids=str)
+@pytest.mark.parametrize("segments", [1, 2])
+def test_wide_programs(case: Case, segments: int, seed: int) -> None:
+    with emulator.options(truncate=True, checks="all"):
+        found = run(TARGET, numbers.make(case, seed), segments=segments)
+        rows = checking.held(case, found, checking.expected(TARGET, case, seed))
+        assert [str(row) for row in rows if not row.ok] == []
 
 
 FOUND_AT_RANDOM = [

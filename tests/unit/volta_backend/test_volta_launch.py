@@ -5,12 +5,14 @@ import dataclasses
 import pytest
 import torch
 from helpers_volta_calls import CASES, attend, problem_of
-from portable_gla_volta import configurations, emulator, launch, targets
+from portable_gla_volta import configurations, cutting, emulator, launch, targets
 from portable_gla_volta.backend import backend
 
 import portable_gla
 from portable_gla import segments
+from portable_gla.backend import Call
 from portable_gla.problem import Device, Problem
+from portable_gla.testing import inputs
 
 V100 = Device("cuda", "v100", "sm_70", present=False)
 
@@ -31,9 +33,10 @@ def test_a_plan_lists_what_a_call_launches(name: str) -> None:
 
 def test_sizes_are_rounded_up() -> None:
     for key_dim in range(1, configurations.LARGEST + 1):
-        for value_dim in (1, 32, 33, 256):
+        for value_dim in (1, 32, 33, 65, 256):
             shape = configurations.sweep(key_dim, value_dim)
-            assert shape.keys >= key_dim and shape.wide == 16 * shape.warps_v
+            assert shape.keys >= key_dim and shape.wide in (16 * shape.warps_v, 32 * shape.warps_v)
+            assert shape.keys * shape.wide <= 128 * 32 * shape.warps  # the state: 128 registers a thread at most
             assert configurations.forward(shape, True) in set(configurations.kernels("sm_70"))
             assert configurations.states(shape, False) in set(configurations.kernels("sm_75"))
             assert configurations.gradients(shape.keys, True, torch.float32) in set(configurations.kernels("sm_75"))
@@ -64,6 +67,37 @@ def test_refusals(changed: dict[str, object], code: str) -> None:
     assert reasons[0].hint
 
 
-def test_a_batch_that_fills_the_device_has_one_segment() -> None:
-    assert not segments.choose(8, 4096, 16, 128, 80, 0).several
-    assert segments.choose(1, 4096, 1, 128, 80, 0) == (256, True)
+def programs(problem: Problem) -> int:
+    """The programs of the forward pass, those without a token of their own included."""
+    return launch.planned(problem, cutting.choose(cutting.of_problem(problem), 80, 0))[0][-1][1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dim", [32, 64, 65, 128, 129, 256])
+def test_segments_fill_a_device_twice(dim: int, dtype: torch.dtype) -> None:
+    """Long sequences: 80 multiprocessors with two programs each, as far as whole chunks allow; a batch that gives each
+    of them one is left in one piece.
+    """
+    for heads in (1, 3, 8, 16):
+        problem = Problem(tokens=2**20, heads=heads, key_dim=dim, value_dim=dim, dtype=dtype, device=V100)
+        assert 80 <= programs(problem) <= 160
+    assert programs(Problem(tokens=2**20, heads=1, key_dim=dim, value_dim=dim, dtype=dtype, device=V100)) >= 140
+    full = Problem(tokens=4096, batch=5, heads=16, key_dim=dim, value_dim=dim, dtype=dtype, device=V100)
+    assert not cutting.choose(cutting.of_problem(full), 80, 0).several
+
+
+def test_a_program_is_as_wide_as_v_may_be() -> None:
+    for key_dim, value_dim, wide in ((32, 32, 32), (64, 64, 64), (128, 64, 64), (128, 65, 128), (256, 32, 32),
+                                     (256, 33, 64), (256, 256, 64)):
+        assert configurations.sweep(key_dim, value_dim).wide == wide
+        problem = Problem(tokens=64, heads=2, key_dim=key_dim, value_dim=value_dim, dtype=torch.float16, device=V100)
+        assert programs(problem) == 2 * -(-value_dim // wide)
+
+
+def test_a_call_is_cut_as_its_problem() -> None:
+    for case in CASES.values():
+        problem, tensors = problem_of(case), inputs.make(case, 1)
+        q, k, v, g = (getattr(tensors, name) for name in ("q", "k", "v", "g"))
+        call = Call(q, k, v, g, None, None, tensors.cu_seqlens, 1.0, False, False, {})
+        assert cutting.of_call(call).traffic == cutting.of_problem(problem).traffic
+        assert cutting.choose(cutting.of_call(call), 80, 0) == cutting.choose(cutting.of_problem(problem), 80, 0)

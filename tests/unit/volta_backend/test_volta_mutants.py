@@ -45,20 +45,20 @@ PATCHES: tuple[tuple[Patch, str], ...] = (
     # Shuffles and mma: left out, by some lanes only, with differing masks.
     (Patch("skipped shuffle", "state.cuh", "unsigned got = shuffle_xor(odd ? first : second, 2);",
            "unsigned got = odd ? first : second; if (!MUTANT) got = shuffle_xor(got, 2);"), "budget"),
-    (Patch("shuffle without a lane", "forward.cu", "other[t][n] = shuffle_xor(own[t][n], 8);",
-           "if (!MUTANT || lane() != 3) other[t][n] = shuffle_xor(own[t][n], 8);"), "warp"),
+    (Patch("shuffle without a lane", "forward.cu", "other[v][t][n] = shuffle_xor(own[v][t][n], 8);",
+           "if (!MUTANT || lane() != 3) other[v][t][n] = shuffle_xor(own[v][t][n], 8);"), "warp"),
     (Patch("shuffle with two masks", "common.cuh", "x += shuffle_xor(x, mask);",
            "x += shuffle_xor(x, MUTANT && lane() == 7 ? 32 - mask : mask);"), "warp"),
     (Patch("mma without a lane", "tiles.cuh", "mma<true, true>(acc, p, r);",
            "if (!MUTANT || lane() != 31) mma<true, true>(acc, p, r);"), "warp"),
     # Memory: past the end, at odd places, never written, written twice, another block's.
-    (Patch("rows past the end", "forward.cu", "if (position + row < end && first_value + column_of < value_dim)",
-           "if ((MUTANT || position + row < end) && first_value + column_of < value_dim)"), "global-bounds"),
+    (Patch("rows past the end", "forward.cu", "if (position + row >= end) continue;",
+           "if (!MUTANT && position + row >= end) continue;"), "global-bounds"),
     (Patch("misaligned", "state.cuh", "8 * quad_row());", "8 * quad_row() + (MUTANT ? 4 : 0));"), "alignment"),
     (Patch("never written", "vectors.cuh", "if (i == 0) shared_set(offset + VECTOR_TOTAL, total);",
            "if (!MUTANT && i == 0) shared_set(offset + VECTOR_TOTAL, total);"), "uninitialised"),
-    (Patch("every lane votes", "scores.cuh", "if (lane() == 0) shared_set(votes",
-           "if (MUTANT || lane() == 0) shared_set(votes"), "race"),
+    (Patch("every lane votes", "scores.cuh", "if (lane() == 0) shared_set_half(votes",
+           "if (MUTANT || lane() == 0) shared_set_half(votes"), "race"),
     (Patch("another's columns", "gradients.cu", "first_value = tile * KT;", "first_value = (MUTANT ? 0 : tile) * KT;"),
      "blocks"),
     (Patch("another's chunk", "states.cu", "(slot + chunk) * sequences.heads + head",
@@ -66,7 +66,7 @@ PATCHES: tuple[tuple[Patch, str], ...] = (
     # Decisions: each warp its own, and the wrong one.
     (Patch("a warp decides alone", "forward.cu", "int near = outcome<WARPS>(VOTES);",
            "int near = outcome<WARPS>(VOTES); if (MUTANT && warp() == 1) near = 2 - near;"), "barrier"),
-    (Patch("always near", "scores.cuh", "return (int)least;", "return MUTANT ? 2 : (int)least;"), "budget"),
+    (Patch("always near", "scores.cuh", "  return least;", "  return MUTANT ? 2 : least;"), "budget"),
 )
 
 

@@ -50,7 +50,7 @@ def test_no_spills_two_blocks_and_the_matrix_instruction_everywhere() -> None:
         ones += least == 1
         single = "FLOAT32" in row["configuration"] or row["kernel"] not in ("forward", "states", "gradients")
         assert row["extra"]["hmma"] >= 4 * row["extra"]["mma"] and bool(row["extra"]["mma"]) != single, name
-    assert ones == 12  # on a T4: the gradients in float32 of K above 32, walks of K = 256
+    assert ones == 14  # on a T4: the gradients in float32 of K above 32, walks of K = 256
 
 
 def test_the_table_is_of_the_present_sources() -> None:

@@ -85,6 +85,23 @@ DEVICE Rows rows_of(const Tokens& x, const Sequences& s, const Place& place, int
   return rows;
 }
 
+// Where rows start, by way of shared memory.
+DEVICE void keep_start(int offset, const Rows& rows) {
+  Words<2> words;
+  words.word[0] = (unsigned)(int64)rows.start;
+  words.word[1] = (unsigned)((int64)rows.start >> 32);
+  shared_store<2>(offset, words);
+}
+
+DEVICE Rows kept_rows(const Tokens& x, const Sequences& s, int offset) {
+  Words<2> words = shared_load<2>(offset);
+  Rows rows;
+  rows.tensor = &x;
+  rows.reverse = s.reverse;
+  rows.start = (char*)((int64)words.word[1] << 32 | words.word[0]);
+  return rows;
+}
+
 // From one position to the next, in elements.
 DEVICE int64 row_step(const Rows& rows) { return rows.reverse ? -rows.tensor->token : rows.tensor->token; }
 
@@ -120,6 +137,14 @@ DEVICE float state_number(const State& state, int row, int head, int key, int va
 DEVICE void set_state_number(const State& state, int row, int head, int key, int value, float number) {
   store_number(state.data, row * state.row + head * state.head + key * state.key + value * state.value, state.kind,
                number);
+}
+
+// Two channels of it, the first in the low half; `left` are there from the first on.
+DEVICE unsigned row_pair(const Rows& rows, int position, int channel, int left) {
+  const char* from = row_address(rows, position, channel, 2);
+  if (left >= 2 && rows.tensor->channel == 1 && !((unsigned)(int64)from & 3)) return global_load<1>(from).word[0];
+  unsigned low = left >= 1 ? global_half(from) : 0;
+  return low | (left >= 2 ? (unsigned)global_half(from + 2 * rows.tensor->channel) << 16 : 0);
 }
 
 // exp(x) where its operands will be rounded to float16.

@@ -49,7 +49,7 @@ KERNEL(exact, THREADS, 2, SweepArguments) {
               : place.piece > 0 && start >= place.length) return;
   int end = start + sequences.unit < place.length ? start + sequences.unit : place.length;
   int key_dim = arguments.key_dim, value_dim = arguments.value_dim;
-  int value = first_value + lane(), first_key = warp() * HELD;
+  int column = thread() % 32, value = first_value + column, first_key = warp() * HELD;
   float s[HELD];
   UNROLL for (int n = 0; n < HELD; n++) s[n] = 0.0f;
   if (!summary) {
@@ -92,7 +92,7 @@ KERNEL(exact, THREADS, 2, SweepArguments) {
     fetch_decays(rows_of(arguments.g, sequences, place, head), position, end, key_dim);
     {
       int row = position + warp();
-      shared_set(Y + 128 * warp() + 4 * lane(), row < end && value < value_dim ? row_float(y, row, value) : 0.0f);
+      shared_set(Y + 128 * warp() + 4 * column, row < end && value < value_dim ? row_float(y, row, value) : 0.0f);
     }
     barrier();
     if (summary && thread() < (CHANNEL ? KP : 1))
@@ -100,7 +100,7 @@ KERNEL(exact, THREADS, 2, SweepArguments) {
     int turns = opaque(STEPS);  // one after another: unrolled they take too many registers
     for (int turn = 0; turn < turns; turn++) {
       int step = forward ? turn : STEPS - 1 - turn;
-      float yv = shared_float(Y + 128 * step + 4 * lane()), out = 0.0f, itself = 0.0f;
+      float yv = shared_float(Y + 128 * step + 4 * column), out = 0.0f, itself = 0.0f;
       float shared_decay = CHANNEL ? 1.0f : shared_float(E + 4 * step);
       int keys = 4 * first_key;
       UNROLL for (int n = 0; n < HELD; n += 4) {
@@ -119,13 +119,13 @@ KERNEL(exact, THREADS, 2, SweepArguments) {
           if (READ && !exclusive) out = fma_(query[m], s[n + m], out);
         }
       }
-      if (READ) shared_set(OUT + 128 * (GROUPS * step + warp()) + 4 * lane(), fma_(itself, yv, out));
+      if (READ) shared_set(OUT + 128 * (GROUPS * step + warp()) + 4 * column, fma_(itself, yv, out));
     }
     barrier();
     if (READ) {  // warp by warp, one token each
       int row = position + warp();
       float out = 0.0f;
-      UNROLL for (int n = 0; n < GROUPS; n++) out += shared_float(OUT + 128 * (GROUPS * warp() + n) + 4 * lane());
+      UNROLL for (int n = 0; n < GROUPS; n++) out += shared_float(OUT + 128 * (GROUPS * warp() + n) + 4 * column);
       if (row < end && value < value_dim)
         set_row_number(rows_of(arguments.o, sequences, place, head), row, value, out * arguments.scale);
     }

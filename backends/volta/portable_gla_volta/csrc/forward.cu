@@ -9,39 +9,53 @@
 #include "column.cuh"
 #include "vectors.cuh"
 #include "scores.cuh"
-#define OPERANDS 2
 #include "state.cuh"
 
-// Shared memory: the operands; partial scores, and after them v, which o takes over, and the scores.
-constexpr int VALUES_AT = OPERANDS * TILE_BYTES * TILES, SCORES_AT = VALUES_AT + CHUNK * BV * 2;
+// Shared memory: the operands, of readers (where parts of o meet) and of keys; partial scores, and after them v and the
+// scores. A warp that has its columns of v for itself leaves o in their place, else it lies where the readers were.
+constexpr int KEYS_AT = TILES * TILE_BYTES, VALUES_AT = 2 * KEYS_AT, SCORES_AT = VALUES_AT + CHUNK * BV * 2;
+constexpr int O_AT = WK == 1 ? VALUES_AT : 0;
 constexpr int PARTIALS = VALUES_AT, PARTIALS_END = PARTIALS + partials_bytes(WARPS);
 constexpr int SCORES_END = SCORES_AT + CHUNK * CHUNK * 2;
-// Per channel: the decays of both blocks, of the chunk times a lift, one over it, the largest keys of both blocks.
-constexpr int TOTALS = PARTIALS_END > SCORES_END ? PARTIALS_END : SCORES_END;
-constexpr int VECTORS = TOTALS + 24 * KP;
+// Per channel: the chunk's decay times a lift, and one over the lift; of a tile's channels the decays of every side and
+// its largest keys.
+constexpr int TOTALS = PARTIALS_END > SCORES_END ? PARTIALS_END : SCORES_END, LIFTS = TOTALS + 4 * KP;
+constexpr int SIDE_TOTALS = LIFTS + 4 * KP, SIDE_KEYS = SIDE_TOTALS + 4 * SIDES * KT;
+constexpr int VECTORS = SIDE_KEYS + 4 * SIDES * KT;
 constexpr int VOTES = VECTORS + VECTOR_BYTES;
-constexpr int LARGEST = VOTES + 4 * WARPS;
-static_assert(WK == 1 || 4 * BV * CHUNK <= 2 * TILE_BYTES);
+constexpr int LARGEST = VOTES + 16;
+constexpr int STARTS = LARGEST + 16;  // of the rows of q, k, v, g and o: beside the state no registers are left to keep them
+constexpr int STRIP_BYTES = 2048;  // a warp's part of o, of 16 columns
+static_assert(WK == 1 || WK / 2 * BV * CHUNK * 4 <= KEYS_AT);
 
-// o += the state read by q: both sides of one chunk, from registers and the first tiles.
-DEVICE void read_by(float (&o)[2][8], const Carried& state, int tiles, float factor) {
-  int row = opaque(row_of_b()), first = opaque(warp_keys() / 8);
+// Of a warp: strips of 16 columns by both blocks of positions.
+struct Out {
+  float strip[STRIPS][2][8];
+};
+
+// o += the state read by q, from registers and the first tiles.
+DEVICE void read_by(Out& o, const Carried& state, int tiles, float factor) {
+  int place = opaque(operand_at(tiles, row_of_b(), warp_keys() / 8));
   UNROLL for (int p = 0; p < PARTS; p++) {
-    if (PARTS > 2 && p) warp_barrier();  // or operands of all parts would be fetched at once, and registers not suffice
+    if (FENCED && p) warp_barrier();  // or too many operands would be fetched at once
     UNROLL for (int half = 0; half < 2; half++) {
-      unsigned own[2][2], other[2][2];
-      round_state(state, p, half, factor, own);
-      UNROLL for (int t = 0; t < 2; t++)
-        UNROLL for (int n = 0; n < 2; n++) other[t][n] = shuffle_xor(own[t][n], 8);
+      unsigned own[STRIPS][2][2], other[STRIPS][2][2];
+      UNROLL for (int v = 0; v < STRIPS; v++) {
+        round_state(state, v, p, half, factor, own[v]);
+        UNROLL for (int t = 0; t < 2; t++)
+          UNROLL for (int n = 0; n < 2; n++) other[v][t][n] = shuffle_xor(own[v][t][n], 8);
+      }
       UNROLL for (int column = 0; column < 2; column++) {
         bool mine = quad_column() == column;
         UNROLL for (int block = 0; block < 2; block++) {
-          int chunk = first + 4 * p + 2 * column + half;
-          Words<4> words = shared_load<4>(operand_at(tiles, 16 * block + row, chunk));
+          int turned = place ^ (4 * (p % 2) + 2 * column + half) << 4;
+          Words<4> words = shared_load<4>(turned + 16 * CHUNKS * 16 * block + p / 2 * TILE_BYTES);
           UNROLL for (int t = 0; t < 2; t++) {
-            unsigned a[2] = {mine ? own[t][0] : other[t][0], mine ? own[t][1] : other[t][1]};
             unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
-            mma<true, true>(o[block], a, b);
+            UNROLL for (int v = 0; v < STRIPS; v++) {
+              unsigned a[2] = {mine ? own[v][t][0] : other[v][t][0], mine ? own[v][t][1] : other[v][t][1]};
+              mma<true, true>(o.strip[v][block], a, b);
+            }
           }
         }
       }
@@ -50,19 +64,66 @@ DEVICE void read_by(float (&o)[2][8], const Carried& state, int tiles, float fac
 }
 
 // o += the chunk's own values by its scores; warps that share columns of V share the positions j.
-DEVICE void read_scores(float (&o)[2][8], const Values& values, int tile) {
+DEVICE void read_scores(Out& o, const Values& values, int tile) {
   int row = opaque(row_of_b());
   UNROLL for (int chunk = 0; chunk < CHUNK / 8; chunk++) {
     if (chunk % WK != warp() / WV) continue;
-    UNROLL for (int block = 0; block < 2; block++) {
-      if (block == 0 && chunk >= 2) continue;
-      Words<4> words = shared_load<4>(tile + tile_at<4, SCORES>(16 * block + row, chunk));
-      UNROLL for (int t = 0; t < 2; t++) {
-        unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
-        mma<false, true>(o[block], values.word[2 * chunk + t], b);
+    Words<4> words[2];
+    UNROLL for (int block = chunk < 2 ? 0 : 1; block < 2; block++)
+      words[block] = shared_load<4>(tile + tile_at<4, SCORES>(16 * block + row, chunk));
+    UNROLL for (int t = 0; t < 2; t++)
+      UNROLL for (int block = chunk < 2 ? 0 : 1; block < 2; block++) {
+        unsigned b[2] = {words[block].word[2 * t], words[block].word[2 * t + 1]};
+        UNROLL for (int v = 0; v < STRIPS; v++)
+          mma<false, true>(o.strip[v][block], values.word[v][2 * chunk + t], b);
+      }
+  }
+}
+
+// Warps that share columns of V add up what they found, the later half of them into the first until one is left.
+DEVICE void sum_parts(Out& o) {
+  UNROLL for (int left = WK / 2; left; left /= 2) {
+    int part = warp() / WV, strip = part % left * WV + warp() % WV;
+    barrier();
+    if (part >= left && part < 2 * left)
+      UNROLL for (int v = 0; v < STRIPS; v++)
+        UNROLL for (int block = 0; block < 2; block++)
+          store_result(STRIP_BYTES * (STRIPS * strip + v) + STRIP_BYTES / 2 * block, o.strip[v][block]);
+    barrier();
+    if (part < left)
+      UNROLL for (int v = 0; v < STRIPS; v++)
+        UNROLL for (int block = 0; block < 2; block++)
+          add_result(STRIP_BYTES * (STRIPS * strip + v) + STRIP_BYTES / 2 * block, o.strip[v][block]);
+  }
+  if (WK > 1) barrier();
+  else warp_barrier();  // o takes the place of v
+}
+
+// Each warp its own columns, from where its results lie to rows.
+DEVICE void store_out(const Out& out, const Rows& o, int position, int end, int first_value, int value_dim, float factor) {
+  int row_of = opaque(result_column(0)), value_of = opaque(carried_value(0));
+  UNROLL for (int v = 0; v < STRIPS; v++)
+    UNROLL for (int block = 0; block < 2; block++)
+      UNROLL for (int i = 0; i < 8; i++)
+        shared_set_half(O_AT + element_at<BV / 8, VALUES>(16 * block + row_of + (i & 1) + 8 * (i >> 2),
+                                                          value_of + 16 * v + (i & 2)),
+                        to_half(out.strip[v][block][i] * factor));
+  warp_barrier();
+  int column = opaque(warp_values() + 2 * (lane() & 7)), row_in = opaque(2 * (lane() >> 3));
+  bool whole = !(value_dim & 1);  // rows of o start at whole words
+  UNROLL for (int v = 0; v < STRIPS; v++)
+    UNROLL for (int n = 0; n < CHUNK / 4; n++) {
+      int row = row_in + (n & 1) + 8 * (n >> 1), left = value_dim - first_value - column - 16 * v;
+      Words<1> pair = shared_load<1>(O_AT + element_at<BV / 8, VALUES>(row, column + 16 * v));
+      if (position + row >= end) continue;
+      char* to = row_address(o, position + row, first_value + column + 16 * v, 2);
+      if (whole && left >= 2) {
+        global_store<1>(to, pair);
+      } else {
+        if (left >= 1) global_set_half(to, (unsigned short)pair.word[0]);
+        if (left >= 2) global_set_half(to + 2, (unsigned short)(pair.word[0] >> 16));
       }
     }
-  }
 }
 
 KERNEL(forward, THREADS, 2, SweepArguments) {
@@ -75,60 +136,61 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
   int end = start + sequences.unit < place.length ? start + sequences.unit : place.length;
   int key_dim = arguments.key_dim, value_dim = arguments.value_dim;
   bool exclusive = arguments.exclusive;
+  int last = arguments.last.data && end >= place.length ? place.sequence : -1;  // the sequence that ends here
   Carried state;
   zero_state(state);
   if (place.piece > 0)
     read_state(state, arguments.links, link_row(sequences, place, place.piece), head, first_value, key_dim, value_dim);
   else if (arguments.first.data)
     read_state(state, arguments.first, place.sequence, head, first_value, key_dim, value_dim);
-  Rows q = rows_of(arguments.q, sequences, place, head), k = rows_of(arguments.x, sequences, place, head);
-  Rows v = rows_of(arguments.y, sequences, place, head), g = rows_of(arguments.g, sequences, place, head);
-  Rows o = rows_of(arguments.o, sequences, place, head);
-  // This thread's channel of a tile, and its block of 16 positions.
-  int own = thread() % KT, side = thread() / KT;
-  bool active = thread() < 2 * KT;
-
-  int my_channel = own, my_side = side;
+  const Tokens* tensors[5] = {&arguments.q, &arguments.x, &arguments.y, &arguments.g, &arguments.o};
+  if (thread() == 0)
+    UNROLL for (int n = 0; n < 5; n++) keep_start(STARTS + 8 * n, rows_of(*tensors[n], sequences, place, head));
+  barrier();
   for (int position = start; position < end; position += CHUNK) {
-    own = opaque(my_channel);
-    side = opaque(my_side);
-    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, g, position, end, exclusive);
+    auto rows = [&](int n) { return kept_rows(*tensors[n], sequences, STARTS + 8 * n); };
+    // This thread's channel of a tile, and which of its positions.
+    int number = opaque(thread()), own = number % KT, side = number / KT;
+    bool active = number < SIDES * KT;
+    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, rows(3), position, end, exclusive);
     Scores<WARPS> scores;
     clear(scores.diagonal);
     clear(scores.between);
     int tiles = TILES == 1 ? 1 : opaque(TILES);  // one after another
     for (int tile = 0; tile < tiles; tile++) {
-      int channel = tile * KT + own, readers = tile_offset(0, tile), keys = readers + TILE_BYTES;
+      int channel = tile * KT + own, readers = tile_offset(0, tile), keys = tile_offset(KEYS_AT, tile);
       bool inside = active && channel < key_dim;
-      int first = position + SUB * side;
-      Column column;
-      load_pairs(column, q, k, first, end, channel, inside);
+      int first = position + HELD * side;
+      Positions<HELD> column;
+      load_pairs(column, rows(0), rows(1), first, end, channel, inside);
       float bonus = arguments.bonus && inside ? bits_to_float(
           global_load<1>(arguments.bonus + (int64)head * key_dim + channel).word[0]) : 1.0f;
       if (CHANNEL) {
-        load_decays(column.e, g, first, end, channel, inside);
+        load_decays(column.e, rows(3), first, end, channel, inside);
         float total = product_of(column.e);
         float key = 0.0f;
-        UNROLL for (int r = 0; r < SUB; r++) key = larger(key, magnitude(k_of(column, r)));
+        UNROLL for (int r = 0; r < HELD; r++) key = larger(key, magnitude(k_of(column, r)));
         if (active) {
-          shared_set(TOTALS + 4 * (side * KP + channel), total);
-          shared_set(TOTALS + 4 * ((4 + side) * KP + channel), key);
+          shared_set(SIDE_TOTALS + 4 * (side * KT + own), total);
+          shared_set(SIDE_KEYS + 4 * (side * KT + own), key);
         }
         vote(VOTES, column, active);
         barrier();
         int near = outcome<WARPS>(VOTES);
-        float before = 1.0f, after = 1.0f, lift = 1.0f;
+        Around decay = {1.0f, 1.0f, 1.0f};
+        float lift = 1.0f;
         if (active) {
-          float other = shared_float(TOTALS + 4 * ((1 - side) * KP + channel));
-          before = side ? other : 1.0f;
-          after = side ? 1.0f : other;
-          lift = lift_of(larger(key, shared_float(TOTALS + 4 * ((5 - side) * KP + channel))));
-          shared_set(TOTALS + 4 * ((2 + side) * KP + channel), side ? inverse_power(lift) : other * total * lift);
+          decay = around(SIDE_TOTALS, own, side);
+          lift = lift_of(largest_of_sides(SIDE_KEYS, own, side, key));
+          if (side == 0) shared_set(TOTALS + 4 * channel, total * decay.after * decay.other * lift);
+          if (side == 1) shared_set(LIFTS + 4 * channel, inverse_power(lift));
         }
-        channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, near, exclusive, bonus, before);
+        float earlier = side < SIDES / 2 ? 1.0f : decay.other, later = side < SIDES / 2 ? decay.other : 1.0f;
+        channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, near, exclusive, bonus, earlier,
+                                      decay.before, decay.after);
         if (active) {
-          if (near != 2) put_readers<CHUNKS>(readers, column, own, side, exclusive, before);
-          put_keys<CHUNKS>(keys, column, own, side, after * lift);
+          if (near != 2) put_readers<CHUNKS>(readers, column, own, side, exclusive, earlier * decay.before);
+          put_keys<CHUNKS>(keys, column, own, side, later * decay.after * lift);
         }
       } else {
         head_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, exclusive, bonus);
@@ -147,66 +209,40 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     barrier();
     float unit = unit_of_scores<WARPS>(LARGEST);
     put_scores<WARPS>(blocks, SCORES_AT, inverse_power(unit), false);
-    stage_values(VALUES_AT, v, position, end, first_value, value_dim);
+    stage_values(VALUES_AT, rows(2), position, end, first_value, value_dim);
     barrier();
 
-    float out[2][8];
-    clear(out[0]);
-    clear(out[1]);
+    Out out;
+    UNROLL for (int v = 0; v < STRIPS; v++)
+      UNROLL for (int block = 0; block < 2; block++) clear(out.strip[v][block]);
     float state_unit = unit_of_state(state);
     read_by(out, state, 0, inverse_power(state_unit));
-    UNROLL for (int side = 0; side < 2; side++)
-      UNROLL for (int i = 0; i < 8; i++) {
+    UNROLL for (int block = 0; block < 2; block++)
+      UNROLL for (int n = 0; n < 4; n++) {
+        int i = (n & 1) + 4 * (n >> 1);  // i + 2 is of the same position
         float factor = state_unit * inverse_power(unit);
-        if (!CHANNEL) factor *= shared_float(VECTORS + VECTOR_PREFIX + 4 * (16 * side + result_column(i)));
-        out[side][i] *= factor;
+        if (!CHANNEL) factor *= shared_float(VECTORS + VECTOR_PREFIX + 4 * (16 * block + result_column(i)));
+        UNROLL for (int v = 0; v < STRIPS; v++) {
+          out.strip[v][block][i] *= factor;
+          out.strip[v][block][i + 2] *= factor;
+        }
       }
     Values values;
     load_values(values, VALUES_AT);
     read_scores(out, values, SCORES_AT);
+    sum_parts(out);
+    if (warp() / WV == 0) store_out(out, rows(4), position, end, opaque(first_value), value_dim, unit * arguments.scale);
     float lift = 1.0f;
-    if (CHANNEL) decay_state(state, TOTALS + 8 * KP, true);
+    if (CHANNEL) decay_state(state, TOTALS);
     else {
       lift = weigh_values(values, VECTORS + VECTOR_SUFFIX);
       scale_state(state, shared_float(VECTORS + VECTOR_TOTAL) * lift);
     }
-    add_to_state(state, values, TILE_BYTES);
-    if (CHANNEL) decay_state(state, TOTALS + 12 * KP, true);
+    add_to_state(state, values, KEYS_AT);
+    if (CHANNEL) decay_state(state, LIFTS);
     else scale_state(state, inverse_power(lift));
-    if (WK > 1) {  // warps that share columns of V add up what they found, where the operands were
-      UNROLL for (int part = 1; part < WK; part++) {
-        barrier();
-        if (warp() / WV == part) {
-          store_result(2048 * (warp() % WV), out[0]);
-          store_result(2048 * (warp() % WV) + 1024, out[1]);
-        }
-        barrier();
-        if (warp() / WV == 0) {
-          add_result(2048 * (warp() % WV), out[0]);
-          add_result(2048 * (warp() % WV) + 1024, out[1]);
-        }
-      }
-    } else {
-      warp_barrier();
-    }
-    if (warp() / WV == 0) {  // each warp its own columns of the tile that v was in
-      int row_of = opaque(result_column(0)), value_of = opaque(carried_value(0));
-      UNROLL for (int block = 0; block < 2; block++)
-        UNROLL for (int i = 0; i < 8; i++)
-          shared_set_half(VALUES_AT + element_at<BV / 8, VALUES>(16 * block + row_of + (i & 1) + 8 * (i >> 2),
-                                                                 value_of + (i & 2)),
-                          to_half(out[block][i] * (unit * arguments.scale)));
-      warp_barrier();
-      int column_of = opaque(warp_values() + (lane() & 15));
-      UNROLL for (int n = 0; n < CHUNK / 2; n++) {
-        int row = 4 * (n / 2) + (n & 1) + 2 * upper();
-        unsigned short half = shared_half(VALUES_AT + element_at<BV / 8, VALUES>(row, column_of));
-        if (position + row < end && first_value + column_of < value_dim)
-          global_set_half(row_address(o, position + row, first_value + column_of, 2), half);
-      }
-    }
     barrier();
   }
-  if (arguments.last.data && end >= place.length)
-    write_state(state, arguments.last, place.sequence, head, first_value, key_dim, value_dim);
+  if (last >= 0)
+    write_state(state, arguments.last, last, head, first_value, key_dim, value_dim);
 }

@@ -23,10 +23,11 @@ DEVICE void add_diagonal(Scores<WARPS>& scores, int a, int b, Mask mask, int h =
   float found[8];
   clear(found);
   int first = 16 * (warp() & 1);
-  for (int chunk = warp() >> 1; chunk < CHUNKS; chunk += WARPS / 2)
+  ROLL for (int chunk = warp() >> 1; chunk < CHUNKS; chunk += WARPS / 2)
     multiply_rows<CHUNKS>(found, a, first, b, first, chunk);
+  Result at = result();
   UNROLL for (int n = 0; n < 8; n++) {
-    int i = result_row(n), j = result_column(n), apart = i ^ j;
+    int i = row_of(at, n), j = column_of(at, n), apart = i ^ j;
     bool taken = mask == SAME ? i == j : mask == BEFORE ? i > j : mask == UP_TO ? i >= j :
                  i > j && apart >= h && apart < 2 * h;
     scores.diagonal[n] += taken ? found[n] : 0.0f;
@@ -34,17 +35,18 @@ DEVICE void add_diagonal(Scores<WARPS>& scores, int a, int b, Mask mask, int h =
 }
 
 template <int WARPS, int CHUNKS> DEVICE void add_between(Scores<WARPS>& scores, int a, int b) {
-  for (int chunk = warp(); chunk < CHUNKS; chunk += WARPS)
+  ROLL for (int chunk = warp(); chunk < CHUNKS; chunk += WARPS)
     multiply_rows<CHUNKS>(scores.between, a, 16, b, 0, chunk);
 }
 
 // How small a chunk's decays are: 2 over the whole chunk, 1 within its blocks, else 0; every thread's vote in `votes`,
-// one word a warp, to be counted behind a barrier.
-constexpr float NEAR_CHUNK = 16.0f, NEAR_BLOCK = 128.0f, NEAR_KEY = 200.0f;
+// two bytes a warp, to be counted behind a barrier. Who has half a block's positions answers for half of the range.
+constexpr float NEAR_KEY = 200.0f;
 
-DEVICE void vote(int votes, const Column& column, bool active) {
-  float least = 1.0f, most = 1.0f, inclusive = 1.0f, key = 0.0f;
-  UNROLL for (int r = 0; r < SUB; r++) {
+template <int ROWS> DEVICE void vote(int votes, const Positions<ROWS>& column, bool active) {
+  constexpr float NEAR_CHUNK = ROWS == SUB ? 16.0f : 4.0f, NEAR_BLOCK = ROWS == SUB ? 128.0f : 11.3137f;
+  float least = 1.0f, most = 1.0f, inclusive = opaque(1.0f), key = 0.0f;
+  UNROLL for (int r = 0; r < ROWS; r++) {
     inclusive *= column.e[r];
     least = smaller(least, inclusive);
     most = larger(most, inclusive);
@@ -58,48 +60,55 @@ DEVICE void vote(int votes, const Column& column, bool active) {
     int other = shuffle_xor(found, mask);
     found = other < found ? other : found;
   }
-  if (lane() == 0) shared_set(votes + 4 * warp(), (float)found);
+  if (lane() == 0) shared_set_half(votes + 2 * warp(), (unsigned short)found);
 }
 
 template <int WARPS> DEVICE int outcome(int votes) {
-  float least = 2.0f;
-  UNROLL for (int w = 0; w < WARPS; w++) least = smaller(least, shared_float(votes + 4 * w));
-  return (int)least;
+  Words<WARPS / 2> words = shared_load<WARPS / 2>(votes);
+  int least = 2;
+  UNROLL for (int w = 0; w < WARPS; w++) {
+    int found = words.word[w / 2] >> 16 * (w % 2) & 0xFFFF;
+    least = found < least ? found : least;
+  }
+  return least;
 }
 
-// q times the chunk's prefix; `before`: of the blocks before this one.
-template <int CHUNKS> DEVICE void put_readers(int tile, const Column& column, int channel, int place, bool exclusive,
-                                              float before) {
-  float prefix = before;
-  UNROLL for (int r = 0; r < SUB; r++) {
+// q times the chunk's prefix; `before`: of the positions before this thread's, which are the `place`-th.
+template <int CHUNKS, int ROWS> DEVICE void put_readers(int tile, const Positions<ROWS>& column, int channel, int place,
+                                                        bool exclusive, float before) {
+  float prefix = opaque(before);  // or its products would be kept from one use to the next
+  UNROLL for (int r = 0; r < ROWS; r++) {
     float own = prefix;
     prefix *= column.e[r];
-    put<CHUNKS>(tile, SUB * place + r, channel, q_of(column, r) * (exclusive ? own : prefix));
+    put<CHUNKS>(tile, ROWS * place + r, channel, q_of(column, r) * (exclusive ? own : prefix));
   }
 }
 
-// k times the chunk's suffix; `after`: of the blocks after this one.
-template <int CHUNKS> DEVICE void put_keys(int tile, const Column& column, int channel, int place, float after) {
-  float suffix = after;
-  UNROLL for (int r = SUB - 1; r >= 0; r--) {
-    put<CHUNKS>(tile, SUB * place + r, channel, k_of(column, r) * suffix);
+// k times the chunk's suffix; `after`: of the positions after this thread's.
+template <int CHUNKS, int ROWS> DEVICE void put_keys(int tile, const Positions<ROWS>& column, int channel, int place,
+                                                     float after) {
+  float suffix = opaque(after);
+  UNROLL for (int r = ROWS - 1; r >= 0; r--) {
+    put<CHUNKS>(tile, ROWS * place + r, channel, k_of(column, r) * suffix);
     suffix *= column.e[r];
   }
 }
 
-// Adds the scores of one tile of channels. Thread (channel, block) holds its column; `before` is the decay of the
-// first block where this thread's is the second, else 1.
-template <int WARPS, int CHUNKS>
-DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& column, bool active, int channel,
-                           int place, int near, bool exclusive, float bonus, float before) {
-  int first = SUB * place;
+// Adds the scores of one tile of channels. Thread (channel, place) holds its positions; `earlier` is the decay of the
+// first block where this thread's is the second, else 1; `before` and `after`, of the positions in its block that are
+// another thread's.
+template <int WARPS, int CHUNKS, int ROWS>
+DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Positions<ROWS>& column, bool active, int channel,
+                           int place, int near, bool exclusive, float bonus, float earlier, float before = 1.0f,
+                           float after = 1.0f) {
+  int first = ROWS * place;
 #ifdef FLOAT32
   near = 0;  // what 16 bits hide would show
 #endif
   bool alone = exclusive || near == 0;  // positions with themselves apart
   if (alone) {
     if (active) {
-      UNROLL for (int r = 0; r < SUB; r++) {
+      UNROLL for (int r = 0; r < ROWS; r++) {
         put<CHUNKS>(a, first + r, channel, q_of(column, r) * bonus);
         put<CHUNKS>(b, first + r, channel, k_of(column, r));
       }
@@ -111,7 +120,7 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& co
   if (near) {
     if (active) {
       // A key over its prefix is the key times its suffix over the total.
-      float start = near == 2 ? before : 1.0f, suffix = 1.0f / (start * product_of(column.e));
+      float start = near == 2 ? earlier * before : before, suffix = 1.0f / (start * product_of(column.e));
       put_readers<CHUNKS>(a, column, channel, place, exclusive, start);
       put_keys<CHUNKS>(b, column, channel, place, suffix);
     }
@@ -127,18 +136,18 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& co
     int tile = a;
     for (int h = 1; h < SUB; h *= 2) {
       if (active) {
-        float prefix = 1.0f, suffix = 1.0f;
-        UNROLL for (int r = 0; r < SUB; r++) {
-          if (r & h) {
-            if ((r & (h - 1)) == 0) prefix = 1.0f;
+        float one = opaque(1.0f), prefix = one, suffix = one;
+        UNROLL for (int r = 0; r < ROWS; r++) {
+          if ((first + r) & h) {
+            if ((r & (h - 1)) == 0) prefix = one;
             float own = prefix;
             prefix *= column.e[r];
             put<CHUNKS>(tile, first + r, channel, q_of(column, r) * (exclusive ? own : prefix));
           }
         }
-        UNROLL for (int r = SUB - 1; r >= 0; r--) {
-          if (!(r & h)) {
-            if ((r & (h - 1)) == h - 1) suffix = 1.0f;
+        UNROLL for (int r = ROWS - 1; r >= 0; r--) {
+          if (!((first + r) & h)) {
+            if ((r & (h - 1)) == h - 1) suffix = one;
             put<CHUNKS>(tile, first + r, channel, k_of(column, r) * suffix);
             suffix *= column.e[r];
           }
@@ -151,8 +160,8 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& co
     // The last level read tile b; a is free.
   }
   if (active) {  // pairs between the blocks; of one that is near, the second block's rows are there already
-    if (place == 0) put_keys<CHUNKS>(a, column, channel, 0, 1.0f);
-    else if (!near) put_readers<CHUNKS>(a, column, channel, 1, exclusive, 1.0f);
+    if (first < SUB) put_keys<CHUNKS>(a, column, channel, place, after);
+    else if (!near) put_readers<CHUNKS>(a, column, channel, place, exclusive, before);
   }
   barrier();
   add_between<WARPS, CHUNKS>(scores, a, a);
@@ -160,19 +169,19 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& co
 }
 
 // Per head: products of q and k as they are, the decays come after. Leaves both in their tiles.
-template <int WARPS, int CHUNKS>
-DEVICE void head_scores(Scores<WARPS>& scores, int a, int b, const Column& column, bool active, int channel, int place,
-                        bool exclusive, float bonus) {
+template <int WARPS, int CHUNKS, int ROWS>
+DEVICE void head_scores(Scores<WARPS>& scores, int a, int b, const Positions<ROWS>& column, bool active, int channel,
+                        int place, bool exclusive, float bonus) {
   if (active)
-    UNROLL for (int r = 0; r < SUB; r++) {
-      put<CHUNKS>(a, SUB * place + r, channel, q_of(column, r) * bonus);
-      put<CHUNKS>(b, SUB * place + r, channel, k_of(column, r));
+    UNROLL for (int r = 0; r < ROWS; r++) {
+      put<CHUNKS>(a, ROWS * place + r, channel, q_of(column, r) * bonus);
+      put<CHUNKS>(b, ROWS * place + r, channel, k_of(column, r));
     }
   barrier();
   if (exclusive) {
     add_diagonal<WARPS, CHUNKS>(scores, a, b, SAME);
     barrier();
-    if (active) UNROLL for (int r = 0; r < SUB; r++) put<CHUNKS>(a, SUB * place + r, channel, q_of(column, r));
+    if (active) UNROLL for (int r = 0; r < ROWS; r++) put<CHUNKS>(a, ROWS * place + r, channel, q_of(column, r));
     barrier();
   }
   add_diagonal<WARPS, CHUNKS>(scores, a, b, exclusive ? BEFORE : UP_TO);
@@ -230,8 +239,9 @@ template <int WARPS> DEVICE void put_scores(const Blocks<WARPS>& blocks, int til
   UNROLL for (int n = 0; n < Blocks<WARPS>::COUNT; n++) {
     int mine = warp() + n * WARPS;
     if (mine >= BLOCKS) continue;
+    Result at = result();
     UNROLL for (int i = 0; i < 8; i += 2) {
-      int row = block_row(mine) + result_row(i), column = block_column(mine) + result_column(i);
+      int row = block_row(mine) + row_of(at, i), column = block_column(mine) + column_of(at, i);
       float first = blocks.value[n][i] * factor, second = blocks.value[n][i + 1] * factor;
       if (transposed) {
         put<SCORE_CHUNKS, PAIRS>(tile, column, row, first);

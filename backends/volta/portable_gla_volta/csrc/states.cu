@@ -10,14 +10,14 @@
 #include "column.cuh"
 #include "vectors.cuh"
 #include "scores.cuh"
-#define OPERANDS 1
 #include "state.cuh"
 
 constexpr int VALUES_AT = TILE_BYTES * TILES;
-constexpr int TOTALS = VALUES_AT + CHUNK * BV * 2;
-// Per channel: the decays of both blocks, of the chunk times a lift, one over it times the first gate, the largest numbers
-// of both blocks.
-constexpr int VECTORS = TOTALS + 24 * KP;
+// Per channel: the chunk's decay times a lift, and one over the lift times the first gate; of a tile's channels the decays
+// of every side and its largest numbers, of two tiles in turn.
+constexpr int TOTALS = VALUES_AT + CHUNK * BV * 2, LIFTS = TOTALS + 4 * KP, SIDE_TOTALS = LIFTS + 4 * KP;
+constexpr int SIDE_BYTES = 8 * SIDES * KT, VECTORS = SIDE_TOTALS + (TILES > 1 ? 2 : 1) * SIDE_BYTES;
+constexpr int STARTS = VECTORS + VECTOR_BYTES;  // of the rows of x, y and g
 
 // One chunk's state: [V padded, K padded] in float16, eight channels at a time, and its power of two.
 DEVICE void keep(const Carried& state, const SweepArguments& arguments, int64 row, int first_value) {
@@ -27,20 +27,26 @@ DEVICE void keep(const Carried& state, const SweepArguments& arguments, int64 ro
   if (lane() == 0) {
     Words<1> word;
     word.word[0] = float_to_bits(unit);
-    global_store<1>(arguments.kept_units + (row * (rows / 16) + (first_value + warp_values()) / 16) * WK + warp() / WV,
-                    word);
+    UNROLL for (int v = 0; v < STRIPS; v++) {
+      int strip = (first_value + warp_values()) / 16 + v;
+      if (strip < rows / 16)
+        global_store<1>(arguments.kept_units + (row * (rows / 16) + strip) * WK + warp() / WV, word);
+    }
   }
   unsigned short* kept = (unsigned short*)arguments.kept + row * rows * columns;
-  UNROLL for (int p = 0; p < PARTS; p++)
-    UNROLL for (int half = 0; half < 2; half++) {
-      unsigned found[2][2];
-      round_state(state, p, half, inverse_power(unit), found);
-      int value = first_value + warp_values() + row_of_a();
-      int key = warp_keys() + 32 * p + 16 * quad_column() + 8 * half;
-      Words<4> words;
-      UNROLL for (int n = 0; n < 4; n++) words.word[n] = found[n >> 1][n & 1];
-      global_store<4>(kept + value * columns + key, words);
-    }
+  UNROLL for (int v = 0; v < STRIPS; v++) {
+    int value = first_value + warp_values() + 16 * v + row_of_a();
+    if (first_value + warp_values() + 16 * v >= rows) continue;
+    UNROLL for (int p = 0; p < PARTS; p++)
+      UNROLL for (int half = 0; half < 2; half++) {
+        unsigned found[2][2];
+        round_state(state, v, p, half, inverse_power(unit), found);
+        int key = warp_keys() + 32 * p + 16 * quad_column() + 8 * half;
+        Words<4> words;
+        UNROLL for (int n = 0; n < 4; n++) words.word[n] = found[n >> 1][n & 1];
+        global_store<4>(kept + value * columns + key, words);
+      }
+  }
 }
 
 KERNEL(states, THREADS, 2, SweepArguments) {
@@ -65,10 +71,10 @@ KERNEL(states, THREADS, 2, SweepArguments) {
     else if (arguments.first.data)
       read_state(state, arguments.first, place.sequence, head, first_value, key_dim, value_dim);
   }
-  Rows x = rows_of(arguments.x, sequences, place, head), y = rows_of(arguments.y, sequences, place, head);
-  Rows g = rows_of(arguments.g, sequences, place, head);
-  int own = thread() % KT, side = thread() / KT;
-  bool active = thread() < 2 * KT;
+  const Tokens* tensors[3] = {&arguments.x, &arguments.y, &arguments.g};
+  if (thread() == 0)
+    UNROLL for (int n = 0; n < 3; n++) keep_start(STARTS + 8 * n, rows_of(*tensors[n], sequences, place, head));
+  barrier();
   // Backward every term carries the chunk's first gate, unless outputs precede their gates. It is multiplied in last, or
   // a strong one would leave nothing of a reader in float16.
   bool split = !forward && !arguments.exclusive;
@@ -76,56 +82,62 @@ KERNEL(states, THREADS, 2, SweepArguments) {
   float decays[TILES];  // of the segment, in this thread's channels; per head in the first
   UNROLL for (int tile = 0; tile < TILES; tile++) decays[tile] = 1.0f;
 
-  int count = ceil_div(end - start, CHUNK), my_channel = own, my_side = side;
+  int count = ceil_div(end - start, CHUNK);
   for (int step = 0; step < count; step++) {
     int chunk = forward ? step : count - 1 - step, position = start + chunk * CHUNK;
-    own = opaque(my_channel);
-    side = opaque(my_side);
+    auto rows = [&](int n) { return kept_rows(*tensors[n], sequences, STARTS + 8 * n); };
+    int number_of = opaque(thread()), own = number_of % KT, side = number_of / KT;
+    bool active = number_of < SIDES * KT;
     if (!arguments.summary) keep(state, arguments, (slot + chunk) * sequences.heads + head, first_value);
-    stage_values(VALUES_AT, y, position, end, first_value, value_dim);
-    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, g, position, end, arguments.exclusive, split);
+    stage_values(VALUES_AT, rows(1), position, end, first_value, value_dim);
+    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, rows(2), position, end, arguments.exclusive, split);
     UNROLL for (int tile = 0; tile < TILES; tile++) {
       int channel = tile * KT + own, operand = tile_offset(0, tile);
       bool inside = active && channel < key_dim;
-      int first = position + SUB * side;
-      float number[SUB];
-      UNROLL for (int r = 0; r < SUB; r++)
-        number[r] = inside && first + r < end ? from_half(row_half(x, first + r, channel)) : 0.0f;
-      float e[SUB], weight = forward || !CHANNEL ? 1.0f : arguments.scale;  // per head it goes to the values
+      int first = position + HELD * side;
+      float number[HELD];
+      Rows x = rows(0);
+      const char* from = row_address(x, first, channel, 2);
+      UNROLL for (int r = 0; r < HELD; r++, from += 2 * row_step(x))
+        number[r] = inside && first + r < end ? from_half(global_half(from)) : 0.0f;
+      float e[HELD], weight = forward || !CHANNEL ? 1.0f : arguments.scale;  // per head it goes to the values
       if (CHANNEL) {
-        load_decays(e, g, first, end, channel, inside);
+        load_decays(e, rows(2), first, end, channel, inside);
         float first_gate = 1.0f, most = 0.0f;
         if (split && active && !side) {
           first_gate = e[0];
           e[0] = 1.0f;
         }
-        UNROLL for (int r = 0; r < SUB; r++) most = larger(most, magnitude(number[r] * weight));
-        float total = product_of(e), other = 1.0f, lift = 1.0f;
+        UNROLL for (int r = 0; r < HELD; r++) most = larger(most, magnitude(number[r] * weight));
+        float total = product_of(e), lift = 1.0f;
+        int side_totals = SIDE_TOTALS + tile % 2 * SIDE_BYTES, side_numbers = side_totals + SIDE_BYTES / 2;
+        Around decay = {1.0f, 1.0f, 1.0f};
         if (active) {
-          shared_set(TOTALS + 4 * (side * KP + channel), total);
-          shared_set(TOTALS + 4 * ((4 + side) * KP + channel), most);
+          shared_set(side_totals + 4 * (side * KT + own), total);
+          shared_set(side_numbers + 4 * (side * KT + own), most);
         }
         barrier();
         if (active) {
-          other = shared_float(TOTALS + 4 * ((1 - side) * KP + channel));
-          lift = lift_of(larger(most, shared_float(TOTALS + 4 * ((5 - side) * KP + channel))));
-          shared_set(TOTALS + 4 * ((3 - side) * KP + channel),
-                     side ? other * total * lift : first_gate * inverse_power(lift));
+          decay = around(side_totals, own, side);
+          lift = lift_of(largest_of_sides(side_numbers, own, side, most));
+          total *= decay.before * decay.after * decay.other;
+          if (side == 0) shared_set(LIFTS + 4 * channel, first_gate * inverse_power(lift));
+          if (side == 1) shared_set(TOTALS + 4 * channel, total * lift);
         }
-        weight *= lift;
-        if (side == (forward ? 0 : 1)) weight *= other;
-        decays[tile] *= total * other * first_gate;
+        weight *= lift * (forward ? decay.after : decay.before);
+        if (forward == side < SIDES / 2) weight *= decay.other;
+        decays[tile] *= total * first_gate;
       }
       if (active) {
-        UNROLL for (int n = 0; n < SUB; n++) {
-          int r = forward ? SUB - 1 - n : n;
+        UNROLL for (int n = 0; n < HELD; n++) {
+          int r = forward ? HELD - 1 - n : n;
           float taken = weight;
           if (CHANNEL) {
-            weight *= forward ? e[SUB - 1 - n] : e[n];
+            weight *= forward ? e[HELD - 1 - n] : e[n];
             if (!forward && !arguments.exclusive) taken = weight;
           }
-          float found = forward ? number[SUB - 1 - n] : number[n];
-          put<CHUNKS>(operand, SUB * side + r, own, found * taken);
+          float found = forward ? number[HELD - 1 - n] : number[n];
+          put<CHUNKS>(operand, HELD * side + r, own, found * taken);
         }
       }
     }
@@ -133,7 +145,7 @@ KERNEL(states, THREADS, 2, SweepArguments) {
     Values values;
     load_values(values, VALUES_AT);
     float lift = 1.0f;
-    if (CHANNEL) decay_state(state, TOTALS + 8 * KP, true);
+    if (CHANNEL) decay_state(state, TOTALS);
     else {
       lift = weigh_values(values, VECTORS + (forward ? VECTOR_SUFFIX : VECTOR_PREFIX),
                           forward ? 1.0f : arguments.scale);
@@ -141,7 +153,7 @@ KERNEL(states, THREADS, 2, SweepArguments) {
       decays[0] *= shared_float(VECTORS + VECTOR_TOTAL) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f);
     }
     add_to_state(state, values, 0);
-    if (CHANNEL) decay_state(state, TOTALS + 12 * KP, true);
+    if (CHANNEL) decay_state(state, LIFTS);
     else scale_state(state, inverse_power(lift) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f));
     barrier();
   }
@@ -154,8 +166,8 @@ KERNEL(states, THREADS, 2, SweepArguments) {
       if (CHANNEL) {
         UNROLL for (int tile = 0; tile < TILES; tile++) {
           word.word[0] = float_to_bits(decays[tile]);
-          int channel = tile * KT + own;
-          if (active && side == 0 && channel < key_dim) global_store<1>(arguments.decays + row * key_dim + channel, word);
+          int channel = tile * KT + thread();
+          if (thread() < KT && channel < key_dim) global_store<1>(arguments.decays + row * key_dim + channel, word);
         }
       } else if (thread() == 0) {
         word.word[0] = float_to_bits(decays[0]);

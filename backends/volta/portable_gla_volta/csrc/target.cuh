@@ -8,10 +8,16 @@ typedef long long int64;
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) entry(const ARGUMENTS arguments)
 #define DEVICE static __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define ROLL _Pragma("unroll 1")
 
 DEVICE int thread() { return threadIdx.x; }
 DEVICE int block() { return blockIdx.x; }
-DEVICE int lane() { return threadIdx.x & 31; }
+// Found anew wherever it is asked for: what follows from it would else be kept in registers through the longest loop.
+DEVICE int lane() {
+  int x = threadIdx.x;
+  asm volatile("" : "+r"(x));
+  return x & 31;
+}
 DEVICE int warp() { return threadIdx.x >> 5; }
 
 // All threads of a block arrive; what each wrote to shared memory is seen by all.
@@ -50,6 +56,7 @@ DEVICE void global_set_half(void* to, unsigned short value) { *(unsigned short*)
 // The same number, by a way that the compiler does not see through: what follows from it is not kept in registers from
 // one round of a loop to the next.
 DEVICE int opaque(int x) { asm volatile("" : "+r"(x)); return x; }
+DEVICE float opaque(float x) { asm volatile("" : "+f"(x)); return x; }
 
 DEVICE float fma_(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 // Products and sums that are never fused with a neighbour.

@@ -53,6 +53,15 @@ DEVICE int upper() { return lane() >> 4; }
 DEVICE int result_row(int i) { return (lane() & 1) + (i & 2) + 4 * quad_row() + 8 * upper(); }
 DEVICE int result_column(int i) { return (lane() & 2) + (i & 1) + 4 * quad_column() + 8 * (i >> 2); }
 
+// Both of c[0], found anew: in a long loop what follows from them would otherwise fill registers from its start.
+struct Result {
+  int row, column;
+};
+
+DEVICE Result result() { return {opaque(result_row(0)), opaque(result_column(0))}; }
+DEVICE int row_of(const Result& at, int i) { return at.row + (i & 2); }
+DEVICE int column_of(const Result& at, int i) { return at.column + (i & 1) + 8 * (i >> 2); }
+
 DEVICE int row_of_a() { return (lane() & 7) + 8 * upper(); }
 DEVICE int row_of_b() { return quad_lane() + 4 * quad_column() + 8 * upper(); }
 

@@ -27,13 +27,14 @@ DEVICE void head_vectors(int offset, const Rows& g, int position, int end, bool 
 
 // values[n] *= the decay from position column[n] to a reader at row[n]: a product over those in between.
 DEVICE void decay_pairs(float (&values)[8], int offset, int first_row, int first_column, bool exclusive) {
+  Result at = result();
   UNROLL for (int part = 7; part >= 0; part--) {
     Words<4> words = shared_load<4>(offset + VECTOR_E + 16 * part);
     UNROLL for (int n = 3; n >= 0; n--) {
       int s = 4 * part + n;
       float e = bits_to_float(words.word[n]);
       UNROLL for (int i = 0; i < 8; i++) {
-        int row = first_row + result_row(i), column = first_column + result_column(i);
+        int row = first_row + row_of(at, i), column = first_column + column_of(at, i);
         if (column < s && (exclusive ? s < row : s <= row)) values[i] *= e;
       }
     }

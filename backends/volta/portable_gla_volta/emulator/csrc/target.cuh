@@ -9,6 +9,7 @@
 typedef long long int64;
 
 #define DEVICE static inline __attribute__((always_inline))
+#define ROLL
 #ifdef EMULATOR_UNROLL  // for counts each turn gets instructions of its own; what is done with them is not inlined then
 #define UNROLL _Pragma("GCC unroll 64")
 #define EMULATOR_SHORT static __attribute__((noinline))
@@ -139,6 +140,7 @@ DEVICE void global_set_half(void *address, unsigned short value, EMULATOR_PLACE)
 }
 
 DEVICE int opaque(int x) { return x; }
+DEVICE float opaque(float x) { return x; }
 DEVICE float bits_to_float(unsigned bits) { return emulator::float_of(bits); }
 DEVICE unsigned float_to_bits(float value) { return emulator::bits_of(value); }
 EMULATOR_SHORT unsigned short to_half(float value) { return (unsigned short)emulator::to_half(value); }
