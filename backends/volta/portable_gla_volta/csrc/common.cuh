@@ -87,9 +87,10 @@ DEVICE Rows rows_of(const Tokens& x, const Sequences& s, const Place& place, int
 
 // Where rows start, by way of shared memory.
 DEVICE void keep_start(int offset, const Rows& rows) {
+  int64 bits = place_to_bits(rows.start);
   Words<2> words;
-  words.word[0] = (unsigned)(int64)rows.start;
-  words.word[1] = (unsigned)((int64)rows.start >> 32);
+  words.word[0] = (unsigned)bits;
+  words.word[1] = (unsigned)(bits >> 32);
   shared_store<2>(offset, words);
 }
 
@@ -98,7 +99,7 @@ DEVICE Rows kept_rows(const Tokens& x, const Sequences& s, int offset) {
   Rows rows;
   rows.tensor = &x;
   rows.reverse = s.reverse;
-  rows.start = (char*)((int64)words.word[1] << 32 | words.word[0]);
+  rows.start = bits_to_place((int64)words.word[1] << 32 | words.word[0]);
   return rows;
 }
 

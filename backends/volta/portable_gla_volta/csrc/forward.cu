@@ -143,16 +143,21 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     read_state(state, arguments.links, link_row(sequences, place, place.piece), head, first_value, key_dim, value_dim);
   else if (arguments.first.data)
     read_state(state, arguments.first, place.sequence, head, first_value, key_dim, value_dim);
-  const Tokens* tensors[5] = {&arguments.q, &arguments.x, &arguments.y, &arguments.g, &arguments.o};
-  if (thread() == 0)
-    UNROLL for (int n = 0; n < 5; n++) keep_start(STARTS + 8 * n, rows_of(*tensors[n], sequences, place, head));
+  auto keep = [&](int n, const Tokens& x) { keep_start(STARTS + 8 * n, rows_of(x, sequences, place, head)); };
+  auto rows = [&](int n, const Tokens& x) { return kept_rows(x, sequences, STARTS + 8 * n); };
+  if (thread() == 0) {
+    keep(0, arguments.q);
+    keep(1, arguments.x);
+    keep(2, arguments.y);
+    keep(3, arguments.g);
+    keep(4, arguments.o);
+  }
   barrier();
   for (int position = start; position < end; position += CHUNK) {
-    auto rows = [&](int n) { return kept_rows(*tensors[n], sequences, STARTS + 8 * n); };
     // This thread's channel of a tile, and which of its positions.
     int number = opaque(thread()), own = number % KT, side = number / KT;
     bool active = number < SIDES * KT;
-    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, rows(3), position, end, exclusive);
+    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, rows(3, arguments.g), position, end, exclusive);
     Scores<WARPS> scores;
     clear(scores.diagonal);
     clear(scores.between);
@@ -162,11 +167,11 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
       bool inside = active && channel < key_dim;
       int first = position + HELD * side;
       Positions<HELD> column;
-      load_pairs(column, rows(0), rows(1), first, end, channel, inside);
+      load_pairs(column, rows(0, arguments.q), rows(1, arguments.x), first, end, channel, inside);
       float bonus = arguments.bonus && inside ? bits_to_float(
           global_load<1>(arguments.bonus + (int64)head * key_dim + channel).word[0]) : 1.0f;
       if (CHANNEL) {
-        load_decays(column.e, rows(3), first, end, channel, inside);
+        load_decays(column.e, rows(3, arguments.g), first, end, channel, inside);
         float total = product_of(column.e);
         float key = 0.0f;
         UNROLL for (int r = 0; r < HELD; r++) key = larger(key, magnitude(k_of(column, r)));
@@ -209,7 +214,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     barrier();
     float unit = unit_of_scores<WARPS>(LARGEST);
     put_scores<WARPS>(blocks, SCORES_AT, inverse_power(unit), false);
-    stage_values(VALUES_AT, rows(2), position, end, first_value, value_dim);
+    stage_values(VALUES_AT, rows(2, arguments.y), position, end, opaque(first_value), value_dim);
     barrier();
 
     Out out;
@@ -231,7 +236,8 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     load_values(values, VALUES_AT);
     read_scores(out, values, SCORES_AT);
     sum_parts(out);
-    if (warp() / WV == 0) store_out(out, rows(4), position, end, opaque(first_value), value_dim, unit * arguments.scale);
+    if (warp() / WV == 0)
+      store_out(out, rows(4, arguments.o), position, end, opaque(first_value), value_dim, unit * arguments.scale);
     float lift = 1.0f;
     if (CHANNEL) decay_state(state, TOTALS);
     else {

@@ -71,9 +71,13 @@ KERNEL(states, THREADS, 2, SweepArguments) {
     else if (arguments.first.data)
       read_state(state, arguments.first, place.sequence, head, first_value, key_dim, value_dim);
   }
-  const Tokens* tensors[3] = {&arguments.x, &arguments.y, &arguments.g};
-  if (thread() == 0)
-    UNROLL for (int n = 0; n < 3; n++) keep_start(STARTS + 8 * n, rows_of(*tensors[n], sequences, place, head));
+  auto keep_rows = [&](int n, const Tokens& x) { keep_start(STARTS + 8 * n, rows_of(x, sequences, place, head)); };
+  auto rows = [&](int n, const Tokens& x) { return kept_rows(x, sequences, STARTS + 8 * n); };
+  if (thread() == 0) {
+    keep_rows(0, arguments.x);
+    keep_rows(1, arguments.y);
+    keep_rows(2, arguments.g);
+  }
   barrier();
   // Backward every term carries the chunk's first gate, unless outputs precede their gates. It is multiplied in last, or
   // a strong one would leave nothing of a reader in float16.
@@ -85,24 +89,23 @@ KERNEL(states, THREADS, 2, SweepArguments) {
   int count = ceil_div(end - start, CHUNK);
   for (int step = 0; step < count; step++) {
     int chunk = forward ? step : count - 1 - step, position = start + chunk * CHUNK;
-    auto rows = [&](int n) { return kept_rows(*tensors[n], sequences, STARTS + 8 * n); };
     int number_of = opaque(thread()), own = number_of % KT, side = number_of / KT;
     bool active = number_of < SIDES * KT;
     if (!arguments.summary) keep(state, arguments, (slot + chunk) * sequences.heads + head, first_value);
-    stage_values(VALUES_AT, rows(1), position, end, first_value, value_dim);
-    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, rows(2), position, end, arguments.exclusive, split);
+    stage_values(VALUES_AT, rows(1, arguments.y), position, end, first_value, value_dim);
+    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, rows(2, arguments.g), position, end, arguments.exclusive, split);
     UNROLL for (int tile = 0; tile < TILES; tile++) {
       int channel = tile * KT + own, operand = tile_offset(0, tile);
       bool inside = active && channel < key_dim;
       int first = position + HELD * side;
       float number[HELD];
-      Rows x = rows(0);
+      Rows x = rows(0, arguments.x);
       const char* from = row_address(x, first, channel, 2);
       UNROLL for (int r = 0; r < HELD; r++, from += 2 * row_step(x))
         number[r] = inside && first + r < end ? from_half(global_half(from)) : 0.0f;
       float e[HELD], weight = forward || !CHANNEL ? 1.0f : arguments.scale;  // per head it goes to the values
       if (CHANNEL) {
-        load_decays(e, rows(2), first, end, channel, inside);
+        load_decays(e, rows(2, arguments.g), first, end, channel, inside);
         float first_gate = 1.0f, most = 0.0f;
         if (split && active && !side) {
           first_gate = e[0];

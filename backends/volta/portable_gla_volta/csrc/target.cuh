@@ -53,6 +53,10 @@ template <int N> DEVICE void global_store(void* to, Words<N> value) { *(Words<N>
 DEVICE unsigned short global_half(const void* from) { return *(const unsigned short*)from; }
 DEVICE void global_set_half(void* to, unsigned short value) { *(unsigned short*)to = value; }
 
+// A place in global memory as a number, and the place again, which the compiler knows to be global.
+DEVICE int64 place_to_bits(const void* place) { return (int64)__cvta_generic_to_global(place); }
+DEVICE char* bits_to_place(int64 bits) { return (char*)__cvta_global_to_generic((unsigned long long)bits); }
+
 // The same number, by a way that the compiler does not see through: what follows from it is not kept in registers from
 // one round of a loop to the next.
 DEVICE int opaque(int x) { asm volatile("" : "+r"(x)); return x; }

@@ -66,10 +66,11 @@ inline uint32_t field(uint32_t a, uint32_t from, uint32_t size) {
     const uint32_t rest = from >= 32 ? 0 : a >> from;
     return size >= 32 ? rest : rest & ((1u << size) - 1);
 }
-inline uint32_t with_field(uint32_t a, uint32_t b, uint32_t from, uint32_t size) {
+template <class T> T with_field(T a, T b, uint32_t from, uint32_t size) {
+    constexpr uint32_t bits = 8 * sizeof(T);
     from &= 0xff, size &= 0xff;
-    if (from >= 32 || !size) return b;
-    const uint32_t ones = (size >= 32 ? ~0u : (1u << size) - 1) << from;
+    if (from >= bits || !size) return b;
+    const T ones = (size >= bits ? ~T(0) : (T(1) << size) - 1) << from;
     return (b & ~ones) | (a << from & ones);
 }
 

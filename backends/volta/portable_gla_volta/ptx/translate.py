@@ -246,7 +246,7 @@ _computed(r"bfe\.(?P<t>u32)", "field({a}, {b}, {c})")
 _computed(r"prmt\.(?P<t>b32)", "permuted({a}, {b}, {c})")
 _computed(r"popc\.(?P<t>b32)", "(uint32_t)__builtin_popcount({a})")
 _computed(r"cvta\.to\.(?:global|local)\.(?P<t>u64)", "{a}")  # global and local addresses are generic ones
-_computed(r"cvta\.local\.(?P<t>u64)", "{a}")
+_computed(r"cvta\.(?:global|local)\.(?P<t>u64)", "{a}")
 _computed(r"cvt\.rni\.f32\.(?P<t>f32)", "__builtin_rintf({a})")
 _computed(r"cvt\.rn\.f16\.(?P<t>f32)", "(uint16_t)to_half({a})", "u16")
 _computed(r"cvt\.rn\.f32\.(?P<t>[su](?:16|32|64))", "(float){a}", "f32")
@@ -276,10 +276,12 @@ def _wide(code: Translation, found: re.Match[str], one: Instruction) -> str:
     return code.assign(one.operands[0], kind, f"({_TYPES[kind]})((uint64_t)({a} * {b}){added})")
 
 
-@_rule(r"bfi\.b32")
+@_rule(r"bfi\.b(?P<bits>32|64)")
 def _insert(code: Translation, found: re.Match[str], one: Instruction) -> str:
-    a, b, start, size = (code.value(operand, "u32") for operand in one.operands[1:])
-    return code.assign(one.operands[0], "u32", f"with_field({a}, {b}, {start}, {size})")
+    kind = f"u{found['bits']}"
+    a, b = (code.value(operand, kind) for operand in one.operands[1:3])
+    start, size = (code.value(operand, "u32") for operand in one.operands[3:])
+    return code.assign(one.operands[0], kind, f"with_field<{_TYPES[kind]}>({a}, {b}, {start}, {size})")
 
 
 @_rule(r"lop3\.b32")

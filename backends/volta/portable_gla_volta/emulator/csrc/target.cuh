@@ -139,6 +139,8 @@ DEVICE void global_set_half(void *address, unsigned short value, EMULATOR_PLACE)
     __builtin_memcpy(address, &value, 2);
 }
 
+DEVICE int64 place_to_bits(const void *place) { return (int64)place; }
+DEVICE char *bits_to_place(int64 bits) { return (char *)bits; }
 DEVICE int opaque(int x) { return x; }
 DEVICE float opaque(float x) { return x; }
 DEVICE float bits_to_float(unsigned bits) { return emulator::float_of(bits); }
