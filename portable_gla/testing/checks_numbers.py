@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterator
 
 import torch
@@ -93,10 +94,16 @@ def chained(target: Target, case: Case, seed: int) -> Iterator[CheckRow]:
 
 @check(lambda case: "quick" in case.tags and case.layout == "BTHD")
 def partial_gradients(target: Target, case: Case, seed: int) -> Iterator[CheckRow]:
-    """Hold each gradient to the same bits when it alone is wanted, and to its budget when the loss uses one output."""
+    """Hold each gradient to the same bits when it alone is wanted, and to its budget when the loss uses one output.
+
+    An emulator is slow: there it is one gradient of each case, which one changes from case to case and seed to seed.
+    """
     inputs = numbers.make(case, seed, target.device)
     whole = run(target, inputs)
-    for name, _ in numbers.tensors(inputs):
+    names = [name for name, _ in numbers.tensors(inputs)]
+    if target.emulated:
+        names = [names[(zlib.crc32(case.name.encode()) + seed) % len(names)]]
+    for name in names:
         one = run(target, inputs, wanted=(name,))
         yield same(case, f"only d{name}", ((key, one[key], whole[key]) for key in one))
     for without in ("o", "final_state") if case.final_state else ():

@@ -103,3 +103,38 @@ def test_the_truth_rounded_passes_and_some_units_in_the_last_place_do_not(dtype,
     found = expected.truth.to(dtype)
     assert budgets.compare(found, expected).ok
     assert not budgets.compare(found * (1 + units * torch.finfo(dtype).eps), expected).ok
+
+
+def test_a_path_that_crosses_a_constant_gate_often_is_one_term():
+    """The squares of dg's terms, against every path from a key or the initial state to an output or the final state."""
+    given = inputs.make(Case("squares", gate="constant", batch=1, tokens=9, q_heads=1, k_heads=1, v_heads=1,
+                             gate_heads=1, key_dim=3, value_dim=2, initial_state="each", final_state=True), 10)
+    call, do, dfinal = budgets._converted(given.call(), given, torch.float64)
+    q, k, v, dout = call.q[0, :, 0], call.k[0, :, 0], call.v[0, :, 0], do[0, :, 0]
+    decay = call.g.exp().item()
+    sources = [call.initial_state[0, 0], *torch.einsum("tk,tv->tkv", k, v)]
+    readers = [*(call.scale * torch.einsum("tk,tv->tkv", q, dout)), dfinal[0, 0]]
+    found = 0.0
+    for at, source in enumerate(sources):  # a source is behind gate `at`, which the initial state's first crosses
+        for reader, target in enumerate(readers):
+            crossed = min(reader + 1, 9) - at
+            if crossed > 0:
+                found += (crossed * decay**crossed * source * target).square().sum().item()
+    assert budgets._squares(call, do, dfinal)["dg"].item() == pytest.approx(found, rel=1e-3)
+
+
+def test_one_rounding_of_a_score_is_what_a_constant_gate_allows():
+    """dg of scores rounded to bfloat16 once, as any computation in it does: within the noise, and not by far."""
+    ratios = []
+    for seed in range(60):
+        given = inputs.make(Case("scores", gate="constant", regime="zero", batch=1, tokens=43, q_heads=1, k_heads=1,
+                                 v_heads=1, gate_heads=1, key_dim=8, value_dim=33, dtype=torch.bfloat16,
+                                 gate_dtype=torch.float32, initial_state="none", final_state=False), seed)
+        expected = budgets.expected(given, rounds_operands=True)["dg"]
+        call, do, _ = budgets._converted(given.call(), given, torch.float64)
+        scores = call.scale * call.q[0, :, 0] @ call.k[0, :, 0].T
+        paths = scores.bfloat16().double() * (do[0, :, 0] @ call.v[0, :, 0].T)
+        at = torch.arange(43)
+        dg = (paths * (at[:, None] - at).clamp(min=0)).sum()
+        ratios.append(((dg - expected.truth) / expected.noise).item())
+    assert 0.2 < torch.tensor(ratios).square().mean().sqrt() < 1.0
