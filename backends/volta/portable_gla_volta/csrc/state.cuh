@@ -7,7 +7,7 @@
 
 constexpr int WARPS = WV * WK, THREADS = 32 * WARPS;
 constexpr int KT = KP < 64 ? KP : 64, TILES = KP / KT;  // tiles of channels
-constexpr int CHUNKS = KT / 8, PARTS = KP / WK / 32;      // a warp's channels, 32 at a time
+constexpr int PARTS = KP / WK / 32;                       // a warp's channels, 32 at a time
 constexpr int TILE_BYTES = CHUNK * KT * 2;
 constexpr int STRIPS = BV / 16 / WV;                      // of 16 columns, a warp's
 constexpr int HELD = THREADS >= 4 * KT ? SUB / 2 : SUB;   // positions of a channel that a thread has
@@ -56,11 +56,8 @@ DEVICE void write_state(const Carried& state, const State& to, int row, int head
         }
 }
 
-// Where a tile of channels lies, and a chunk of 8 channels of all.
+// Where a tile of channels lies.
 DEVICE int tile_offset(int tiles, int tile) { return tiles + TILE_BYTES * tile; }
-DEVICE int operand_at(int tiles, int row, int chunk) {
-  return tile_offset(tiles, chunk / CHUNKS) + tile_at<CHUNKS>(row, chunk % CHUNKS);
-}
 
 // A channel's decays outside a thread's positions: in its own block of 16 before and after them, and of the other block.
 // `totals` has every side's product.
@@ -166,21 +163,20 @@ DEVICE void decay_state(Carried& state, int totals) {
 
 // S <- S + Vᵀ X, with X in the tiles at `tiles`.
 DEVICE void add_to_state(Carried& state, const Values& values, int tiles) {
-  // Eight rows or chunks on, a place differs by a constant.
-  constexpr int NEXT = PARTS > 1 ? 4 : 0;
-  int row = quad_lane(), first = warp_keys() / 8 + 2 * quad_column() + upper();
-  int place[2][2] = {{opaque(operand_at(tiles, row, first)), opaque(operand_at(tiles, row, first + NEXT))},
-                     {opaque(operand_at(tiles, 4 + row, first)), opaque(operand_at(tiles, 4 + row, first + NEXT))}};
-  UNROLL for (int step = 0; step < CHUNK / 4; step++) {
-    if (FENCED) warp_barrier();  // or too many operands would be fetched at once
+  int channel = warp_keys() + 16 * quad_column() + 8 * upper() + quad_lane();
+  int place[2] = {opaque(operand_at(tiles, channel, 0)), opaque(operand_at(tiles, channel + 4, 0))};
+  UNROLL for (int octet = 0; octet < OCTETS; octet++)
     UNROLL for (int p = 0; p < PARTS; p++) {
-      Words<4> words = shared_load<4>(place[step % 2][p % 2] + step / 2 * (8 * CHUNKS * 16) + p / 2 * TILE_BYTES);
+      if (FENCED && p % 2 == 0) warp_barrier();  // or too many operands would be fetched at once
       UNROLL for (int t = 0; t < 2; t++) {
-        unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
-        UNROLL for (int v = 0; v < STRIPS; v++) mma<false, false>(state.s[v][p][t], values.word[v][step], b);
+        Words<4> words = shared_load<4>((place[t] ^ octet << 4) + 32 * ROW_BYTES * p);
+        UNROLL for (int step = 0; step < 2; step++) {
+          unsigned b[2] = {words.word[2 * step], words.word[2 * step + 1]};
+          UNROLL for (int v = 0; v < STRIPS; v++)
+            mma<false, true>(state.s[v][p][t], values.word[v][2 * octet + step], b);
+        }
       }
     }
-  }
 }
 
 // 32 positions of the program's columns into shared memory, two columns a thread and a few loads in flight at a time;

@@ -10,6 +10,7 @@
 #include "column.cuh"
 #include "vectors.cuh"
 #include "scores.cuh"
+#include "operands.cuh"
 #include "state.cuh"
 
 constexpr int VALUES_AT = TILE_BYTES * TILES;
@@ -131,18 +132,25 @@ KERNEL(states, THREADS, 2, SweepArguments) {
         if (forward == side < SIDES / 2) weight *= decay.other;
         decays[tile] *= total * first_gate;
       }
-      if (active) {
-        UNROLL for (int n = 0; n < HELD; n++) {
-          int r = forward ? HELD - 1 - n : n;
-          float taken = weight;
-          if (CHANNEL) {
-            weight *= forward ? e[HELD - 1 - n] : e[n];
-            if (!forward && !arguments.exclusive) taken = weight;
-          }
-          float found = forward ? number[HELD - 1 - n] : number[n];
-          put<CHUNKS>(operand, HELD * side + r, own, found * taken);
+      if (forward) {
+        UNROLL for (int r = HELD - 1; r >= 0; r--) {
+          number[r] *= weight;
+          if (CHANNEL) weight *= e[r];
+        }
+      } else {
+        UNROLL for (int r = 0; r < HELD; r++) {
+          float before = weight;
+          if (CHANNEL) weight *= e[r];
+          number[r] *= arguments.exclusive ? before : weight;
         }
       }
+      if (active)
+        UNROLL for (int n = 0; n < HELD / OCTET; n++) {
+          Words<4> words;
+          UNROLL for (int m = 0; m < 4; m++)
+            words.word[m] = pack_half(number[OCTET * n + 2 * m], number[OCTET * n + 2 * m + 1]);
+          shared_store<4>(operand_at(operand, own, HELD / OCTET * side + n), words);
+        }
     }
     barrier();
     Values values;
