@@ -75,7 +75,7 @@ def _decays(shape: Sweep) -> tuple[int, int]:
 def forward(shape: Sweep, channel: bool) -> Kernel:
     """Return the forward pass in float16."""
     shared = 2 * CHUNK * shape.keys * 2 + CHUNK * (shape.wide + CHUNK) * 2
-    shared += sum(_decays(shape)) + _VECTORS + _OCTETS + 16 + 16 + 48
+    shared += sum(_decays(shape)) - 2 * shape.keys + _VECTORS + _OCTETS + 16 + 16 + 6 * _tile(shape.keys) + 48
     return Kernel("forward", "forward.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
 
 

@@ -16,14 +16,15 @@
 // of v for itself leaves o in their place, else it lies where the readers were.
 constexpr int KEYS_AT = TILES * TILE_BYTES, VALUES_AT = 2 * KEYS_AT, SCORES_AT = VALUES_AT + CHUNK * BV * 2;
 constexpr int O_AT = WK == 1 ? VALUES_AT : 0;
-// Per channel: the chunk's decay times a lift, and one over the lift; of a tile's channels the decays of every side and
+// Per channel: the chunk's decay times a lift, and one over the lift, its upper half; of a tile's channels the decays of every side and
 // its largest keys.
 constexpr int TOTALS = SCORES_AT + SCORE_BYTES, LIFTS = TOTALS + 4 * KP;
-constexpr int SIDE_TOTALS = LIFTS + 4 * KP, SIDE_KEYS = SIDE_TOTALS + 4 * SIDES * KT;
+constexpr int SIDE_TOTALS = LIFTS + 2 * KP, SIDE_KEYS = SIDE_TOTALS + 4 * SIDES * KT;
 constexpr int VECTORS = SIDE_KEYS + 4 * SIDES * KT;
 constexpr int VOTES = VECTORS + VECTOR_BYTES + OCTET_BYTES;
 constexpr int LARGEST = VOTES + 16;
-constexpr int STARTS = LARGEST + 16;  // of the rows of q, k, v, g and o: beside the state no registers are left to keep them
+constexpr int APART = LARGEST + 16;  // sums of every warp
+constexpr int STARTS = APART + 6 * HELD * WARPS;  // of the rows of q, k, v, g and o: beside the state no registers are left to keep them
 constexpr int STRIP_BYTES = 2048;  // a warp's part of o, of 16 columns
 static_assert(WK == 1 || WK / 2 * BV * CHUNK * 4 <= KEYS_AT);
 
@@ -156,6 +157,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
   }
   for (int n = thread(); n < SCORE_BYTES / 16; n += THREADS) shared_store<4>(SCORES_AT + 16 * n, {{0, 0, 0, 0}});
   barrier();
+  bool by_fours = fetched_by_fours(rows(2, arguments.y), value_dim);
   for (int position = start; position < end; position += CHUNK) {
     // This thread's channel of a tile, and which of its positions.
     int number = opaque(thread()), own = number % KT, side = number / KT;
@@ -166,13 +168,21 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     }
     Products<WARPS> products;
     clear(products);
+    Apart apart = {0.0f, 0.0f};
+    bool some_apart = exclusive;
+    Rows of_q, of_k;  // per head there are registers for them
+    if (!CHANNEL) {
+      of_q = rows(0, arguments.q);
+      of_k = rows(1, arguments.x);
+    }
     int tiles = TILES == 1 ? 1 : opaque(TILES);  // one after another
     for (int tile = 0; tile < tiles; tile++) {
       int channel = tile * KT + own, readers = tile_offset(0, tile), keys = tile_offset(KEYS_AT, tile);
       bool inside = active && channel < key_dim;
       int first = position + HELD * side;
       Positions<HELD> column;
-      load_pairs(column, rows(0, arguments.q), rows(1, arguments.x), first, end, channel, inside);
+      load_pairs(column, CHANNEL ? rows(0, arguments.q) : of_q, CHANNEL ? rows(1, arguments.x) : of_k, first, end, channel,
+                 inside);
       float bonus = arguments.bonus && inside ? bits_to_float(
           global_load<1>(arguments.bonus + (int64)head * key_dim + channel).word[0]) : 1.0f;
       if (CHANNEL) {
@@ -193,10 +203,15 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
           decay = around(SIDE_TOTALS, own, side);
           lift = lift_of(largest_of_sides(SIDE_KEYS, own, side, key));
           if (side == 0) shared_set(TOTALS + 4 * channel, total * decay.after * decay.other * lift);
-          if (side == 1) shared_set(LIFTS + 4 * channel, inverse_power(lift));
+          if (side == 1) shared_set_half(LIFTS + 2 * channel, (unsigned short)(float_to_bits(inverse_power(lift)) >> 16));
         }
         float earlier = side < SIDES / 2 ? 1.0f : decay.other, later = side < SIDES / 2 ? decay.other : 1.0f;
-        add_scores(products, readers, keys, column, active, own, side, KT, near, exclusive, bonus, earlier, decay.before,
+        if (exclusive || near == 0) {
+          some_apart = true;
+          add_own(apart, column, bonus);
+          if (near == 0) add_next(apart, column, exclusive);
+        }
+        add_scores(products, readers, keys, column, active, own, side, KT, near, exclusive, earlier, decay.before,
                    decay.after);
         if (active) {
           if (near != 2) put_prefixed(readers, column, own, side, exclusive, earlier * decay.before);
@@ -204,25 +219,22 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
         }
       } else {
         if (active) {
-          put_queries(readers, column, own, side, bonus);
+          put_queries(readers, column, own, side);
           put_untouched_keys(keys, column, own, side);
         }
-        if (exclusive) {
-          barrier();
-          multiply<WARPS, MASKED>(products, readers, keys, KT, false, false, SAME);
-          barrier();
-          if (active) put_queries(readers, column, own, side, 1.0f);
-        }
+        if (exclusive) add_own(apart, column, bonus);
       }
     }
-    stage_values(VALUES_AT, rows(2, arguments.y), position, end, opaque(first_value), value_dim);
+    if (!by_fours) stage_values(VALUES_AT, rows(2, arguments.y), position, end, opaque(first_value), value_dim);
+    if (some_apart) store_apart<WARPS, HELD>(APART, apart);
+    if (!CHANNEL || some_apart) barrier();
     Pairs<WARPS> scores;
     if (!CHANNEL) {
-      barrier();
-      if (exclusive) multiply<WARPS, MASKED>(products, 0, KEYS_AT, KP, true, true, BEFORE);
+      if (exclusive) multiply<WARPS, EARLIER>(products, 0, KEYS_AT, KP, true, true);
       else multiply<WARPS, ADDED>(products, 0, KEYS_AT, KP, true, true);
     }
     finish(scores, products);
+    if (some_apart) add_apart<WARPS, HELD>(scores, APART, KT / 32);
     if (!CHANNEL) decay_scores(scores, VECTORS, exclusive);
     store_largest(scores, LARGEST);
     barrier();
@@ -246,7 +258,8 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
       }
     barrier();
     Values values;
-    load_values(values, VALUES_AT);
+    if (by_fours) fetch_values(values, rows(2, arguments.y), position, end, opaque(first_value), value_dim);
+    else load_values(values, VALUES_AT);
     read_scores(out, values, SCORES_AT);
     sum_parts(out);
     if (warp() / WV == 0)
@@ -258,7 +271,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
       scale_state(state, shared_float(VECTORS + VECTOR_TOTAL) * lift);
     }
     add_to_state(state, values, KEYS_AT);
-    if (CHANNEL) decay_state(state, LIFTS);
+    if (CHANNEL) scale_channels(state, LIFTS);
     else scale_state(state, inverse_power(lift));
     barrier();
   }

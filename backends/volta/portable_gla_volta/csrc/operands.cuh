@@ -91,15 +91,12 @@ template <int H, int ROWS> DEVICE void put_level(int tile, const Positions<ROWS>
   }
 }
 
-// q times a number and k as they are.
-template <int ROWS> DEVICE void put_queries(int tile, const Positions<ROWS>& column, int channel, int place,
-                                            float factor) {
+// q and k as they are.
+template <int ROWS> DEVICE void put_queries(int tile, const Positions<ROWS>& column, int channel, int place) {
   UNROLL for (int n = 0; n < ROWS / OCTET; n++) {
     Words<4> words;
-    UNROLL for (int m = 0; m < 4; m++) {
-      int r = OCTET * n + 2 * m;
-      words.word[m] = pack_half(q_of(column, r) * factor, q_of(column, r + 1) * factor);
-    }
+    UNROLL for (int m = 0; m < 4; m++)
+      words.word[m] = (column.qk[OCTET * n + 2 * m] & 0xFFFFu) | column.qk[OCTET * n + 2 * m + 1] << 16;
     shared_store<4>(operand_at(tile, channel, ROWS / OCTET * place + n), words);
   }
 }
@@ -137,14 +134,24 @@ DEVICE int product_row(int i) { return (lane() & 1) + (i & 2) + 4 * (upper() ^ s
 DEVICE int product_column(int i) { return (lane() & 2) + (i & 1) + ((i & 4) ^ 4 * swapped()); }
 
 // What a product does to the blocks on the diagonal: nothing, adds to them (what is above it is left out at the end), or
-// adds what a mask takes.
-enum First { NONE, ADDED, MASKED };
+// adds pairs of a reader with an earlier key.
+enum First { NONE, ADDED, EARLIER };
+
+// Of a block on the diagonal: pairs of a reader and an earlier key whose numbers differ in a highest bit of `least` to below
+// `most`.
+DEVICE void add_earlier(float (&acc)[8], const float (&found)[8], int owner, int least, int most) {
+  int row = opaque(product_row(0)), column = opaque(product_column(0));
+  UNROLL for (int i = 0; i < 8; i++) {
+    int r = row + (i & 2), c = (column ^ (i & 4)) + (i & 1), apart = r ^ c;
+    bool earlier = turned(owner) ? r < c : c < r;
+    acc[i] += earlier && apart >= least && apart < most ? found[i] : 0.0f;
+  }
+}
 
 // Adds products of readers in tile a and keys in tile b, over so many channels; `inner`: between two octets of the same 16
 // positions, `between`: of the two halves of the chunk.
 template <int WARPS, First FIRST>
-DEVICE void multiply(Products<WARPS>& products, int a, int b, int channels, bool inner, bool between,
-                     Mask mask = UP_TO, int h = 0) {
+DEVICE void multiply(Products<WARPS>& products, int a, int b, int channels, bool inner, bool between) {
   UNROLL for (int n = 0; n < Products<WARPS>::COUNT; n++) {
     int owner = owner_of<WARPS>(n);
     bool second = owner & 1 ? between : inner, third = between && owner < 2;
@@ -161,20 +168,12 @@ DEVICE void multiply(Products<WARPS>& products, int a, int b, int channels, bool
     ROLL for (int channel = 0; channel < channels; channel += 16) {
       int step = channel * ROW_BYTES;
       Words<2> keys = shared_load<2>(y + step);
-      if (FIRST == MASKED) add(found, x0 + step, keys);
+      if (FIRST == EARLIER) add(found, x0 + step, keys);
       if (FIRST == ADDED) add(products.block[n][0], x0 + step, keys);
       if (second) add(products.block[n][1], x1 + step, keys);
       if (third) add(products.block[n][2], x2 + step, keys);
     }
-    if (FIRST == MASKED) {
-      int row = opaque(product_row(0)), column = opaque(product_column(0));
-      UNROLL for (int i = 0; i < 8; i++) {
-        int r = row + (i & 2), c = (column ^ (i & 4)) + (i & 1), apart = r ^ c;
-        bool later = turned(owner) ? c > r : r > c;
-        bool taken = mask == SAME ? r == c : mask == BEFORE ? later : later && apart >= h && apart < 2 * h;
-        products.block[n][0][i] += taken ? found[i] : 0.0f;
-      }
-    }
+    if (FIRST == EARLIER) add_earlier(products.block[n][0], found, owner, 1, OCTET);
   }
 }
 
@@ -188,12 +187,7 @@ template <int WARPS> DEVICE void multiply_level(Products<WARPS>& products, int t
       Words<2> rows = shared_load<2>(place + channel * ROW_BYTES);
       mma<false, false>(found, rows.word, rows.word);
     }
-    int row = opaque(product_row(0)), column = opaque(product_column(0));
-    UNROLL for (int i = 0; i < 8; i++) {
-      int r = row + (i & 2), c = (column ^ (i & 4)) + (i & 1), apart = r ^ c;
-      bool later = turned(owner) ? c > r : r > c;
-      products.block[n][0][i] += later && apart >= h && apart < 2 * h ? found[i] : 0.0f;
-    }
+    add_earlier(products.block[n][0], found, owner, h, 2 * h);
   }
 }
 
@@ -206,20 +200,11 @@ DEVICE void add_level(Products<WARPS>& products, int tile, const Positions<ROWS>
   else multiply<WARPS, NONE>(products, tile, tile, channels, true, false);
 }
 
-// Adds the scores of one tile of channels, of which this thread has the own-th: as channel_scores does in scores.cuh.
+// Adds the scores of one tile of channels, of which this thread has the own-th: as channel_scores does in scores.cuh, but
+// for those that are made apart.
 template <int WARPS, int ROWS>
 DEVICE void add_scores(Products<WARPS>& products, int a, int b, const Positions<ROWS>& column, bool active, int own,
-                       int place, int channels, int near, bool exclusive, float bonus, float earlier, float before,
-                       float after) {
-  if (exclusive || near == 0) {  // positions with themselves apart
-    if (active) {
-      put_queries(a, column, own, place, bonus);
-      put_untouched_keys(b, column, own, place);
-    }
-    barrier();
-    multiply<WARPS, MASKED>(products, a, b, channels, false, false, SAME);
-    barrier();
-  }
+                       int place, int channels, int near, bool exclusive, float earlier, float before, float after) {
   if (near) {
     if (active) {
       // A key over its prefix is the key times its suffix over the total.
@@ -228,23 +213,61 @@ DEVICE void add_scores(Products<WARPS>& products, int a, int b, const Positions<
       put_suffixed(b, column, own, place, suffix);
     }
     barrier();
-    if (exclusive) multiply<WARPS, MASKED>(products, a, b, channels, true, near == 2, BEFORE);
+    if (exclusive) multiply<WARPS, EARLIER>(products, a, b, channels, true, near == 2);
     else multiply<WARPS, ADDED>(products, a, b, channels, true, near == 2);
     barrier();
     if (near == 2) return;
   } else {
-    add_level<1>(products, a, column, active, own, place, channels, exclusive);
     add_level<2>(products, b, column, active, own, place, channels, exclusive);
     add_level<4>(products, a, column, active, own, place, channels, exclusive);
     add_level<8>(products, b, column, active, own, place, channels, exclusive);  // a is free after it
   }
-  if (active) {
+  if (active) {  // pairs between the blocks of 16; of one that is near, the second block's readers are there already
     if (ROWS * place < SUB) put_suffixed(a, column, own, place, after);
-    else put_prefixed(a, column, own, place, exclusive, before);
+    else if (!near) put_prefixed(a, column, own, place, exclusive, before);
   }
   barrier();
   multiply<WARPS, NONE>(products, a, a, channels, false, true);
   barrier();
+}
+
+// Scores that are made apart, by products and sums: of positions with themselves (q k times the bonus), and of an odd one
+// with the one before it. Sums over a warp's channels; each lane is left with those of one of a thread's positions.
+struct Apart {
+  float own, next;
+};
+
+template <int COUNT> DEVICE float sum_over_lanes(float (&found)[COUNT]) {
+  UNROLL for (int mask = 16; mask; mask >>= 1) {
+    int left = COUNT * mask / 32;  // what a lane keeps
+    bool second = lane() & mask;
+    if (!left) found[0] += shuffle_xor(found[0], mask);
+    UNROLL for (int r = 0; r < left; r++) {
+      float got = shuffle_xor(second ? found[r] : found[left + r], mask);
+      found[r] = (second ? found[left + r] : found[r]) + got;
+    }
+  }
+  return found[0];
+}
+
+template <int ROWS> DEVICE void add_own(Apart& apart, const Positions<ROWS>& column, float bonus) {
+  float found[ROWS];
+  UNROLL for (int r = 0; r < ROWS; r++) found[r] = q_of(column, r) * k_of(column, r) * bonus;
+  apart.own += sum_over_lanes(found);
+}
+
+template <int ROWS> DEVICE void add_next(Apart& apart, const Positions<ROWS>& column, bool exclusive) {
+  float found[ROWS / 2];
+  UNROLL for (int r = 0; r < ROWS / 2; r++)
+    found[r] = q_of(column, 2 * r + 1) * k_of(column, 2 * r) * (exclusive ? 1.0f : column.e[2 * r + 1]);
+  apart.next += sum_over_lanes(found);
+}
+
+template <int WARPS, int ROWS> DEVICE void store_apart(int offset, const Apart& apart) {
+  constexpr int LANES = 32 / ROWS;  // that have the same
+  if (lane() % LANES == 0) shared_set(offset + 4 * (ROWS * warp() + lane() / LANES), apart.own);
+  if (lane() % (2 * LANES) == 0)
+    shared_set(offset + 4 * (ROWS * WARPS + ROWS / 2 * warp() + lane() / (2 * LANES)), apart.next);
 }
 
 // What the quad pairs of a warp found, added up: two neighbours of a row a lane.
@@ -299,6 +322,23 @@ template <int WARPS> DEVICE void decay_scores(Pairs<WARPS>& pairs, int vectors, 
       UNROLL for (int m = 0; m < 2; m++)
         pairs.value[n][slot][m] *= shared_float(vectors + OCTET_SUFFIX + 4 * (OCTET * first + key(m))) * among *
                                    shared_float(vectors + OCTET_PREFIX + 4 * (OCTET * last + reader(m)));
+    }
+  }
+}
+
+// Adds what was made apart: `parts` warps, one after another, have the same positions.
+template <int WARPS, int ROWS> DEVICE void add_apart(Pairs<WARPS>& pairs, int offset, int parts) {
+  UNROLL for (int n = 0; n < Products<WARPS>::COUNT; n++) {
+    int owner = owner_of<WARPS>(n), row = opaque(pair_row()), column = opaque(pair_column());
+    int position = OCTET * owner + row, within = position % ROWS, first = position / ROWS * parts;
+    Apart sum = {0.0f, 0.0f};
+    UNROLL for (int part = 0; part < parts; part++) {
+      sum.own += shared_float(offset + 4 * (ROWS * (first + part) + within));
+      sum.next += shared_float(offset + 4 * (ROWS * WARPS + ROWS / 2 * (first + part) + within / 2));
+    }
+    UNROLL for (int m = 0; m < 2; m++) {
+      int reader = turned(owner) ? column + m : row, key = turned(owner) ? row : column + m;
+      pairs.value[n][0][m] += reader == key ? sum.own : reader == key + 1 && (reader & 1) ? sum.next : 0.0f;
     }
   }
 }

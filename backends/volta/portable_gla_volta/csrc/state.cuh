@@ -161,6 +161,19 @@ DEVICE void decay_state(Carried& state, int totals) {
       }
 }
 
+// S <- S times the powers of two at `powers`, the upper half of a float a channel.
+DEVICE void scale_channels(Carried& state, int powers) {
+  int first = powers + 2 * opaque(carried_key(0, 0, 0));
+  UNROLL for (int p = 0; p < PARTS; p++)
+    UNROLL for (int t = 0; t < 2; t++)
+      UNROLL for (int i = 0; i < 8; i += 4) {
+        unsigned pair = shared_load<1>(first + 2 * (carried_key(p, t, i) - carried_key(0, 0, 0))).word[0];
+        float factor[2] = {bits_to_float(pair << 16), bits_to_float(pair & 0xFFFF0000u)};
+        UNROLL for (int v = 0; v < STRIPS; v++)
+          UNROLL for (int n = 0; n < 4; n++) state.s[v][p][t][i + n] *= factor[n & 1];
+      }
+}
+
 // S <- S + Vᵀ X, with X in the tiles at `tiles`.
 DEVICE void add_to_state(Carried& state, const Values& values, int tiles) {
   int channel = warp_keys() + 16 * quad_column() + 8 * upper() + quad_lane();
@@ -197,4 +210,23 @@ DEVICE void stage_values(int tile, const Rows& rows, int position, int end, int 
     UNROLL for (int n = 0; n < FLIGHT; n++)
       shared_store<1>(tile + element_at<BV / 8, VALUES>(first + n * ROWS_AT_ONCE, column), found[n]);
   }
+}
+
+// Whether a row's columns can be fetched four at a time, which are all there or not.
+DEVICE bool fetched_by_fours(const Rows& rows, int value_dim) {
+  return rows.tensor->channel == 1 && !((int64)rows.start & 7) && !(rows.tensor->token & 3) && !(value_dim & 3);
+}
+
+// The same operands as load_values', past shared memory.
+DEVICE void fetch_values(Values& values, const Rows& rows, int position, int end, int first_value, int value_dim) {
+  int column = first_value + warp_values() + 8 * upper() + 4 * quad_row(), row = position + quad_lane();
+  const char* from = row_address(rows, row, column, 2);
+  int64 next = 8 * row_step(rows);
+  UNROLL for (int step = 0; step < CHUNK / 4; step++, from += next)
+    UNROLL for (int v = 0; v < STRIPS; v++) {
+      Words<2> words = {{0, 0}};
+      if (row + 4 * step < end && column + 16 * v < value_dim) words = global_load<2>(from + 32 * v);
+      values.word[v][step][0] = words.word[0];
+      values.word[v][step][1] = words.word[1];
+    }
 }

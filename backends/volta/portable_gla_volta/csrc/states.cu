@@ -87,13 +87,14 @@ KERNEL(states, THREADS, 2, SweepArguments) {
   float decays[TILES];  // of the segment, in this thread's channels; per head in the first
   UNROLL for (int tile = 0; tile < TILES; tile++) decays[tile] = 1.0f;
 
+  bool by_fours = fetched_by_fours(rows(1, arguments.y), value_dim);
   int count = ceil_div(end - start, CHUNK);
   for (int step = 0; step < count; step++) {
     int chunk = forward ? step : count - 1 - step, position = start + chunk * CHUNK;
     int number_of = opaque(thread()), own = number_of % KT, side = number_of / KT;
     bool active = number_of < SIDES * KT;
     if (!arguments.summary) keep(state, arguments, (slot + chunk) * sequences.heads + head, first_value);
-    stage_values(VALUES_AT, rows(1, arguments.y), position, end, first_value, value_dim);
+    if (!by_fours) stage_values(VALUES_AT, rows(1, arguments.y), position, end, first_value, value_dim);
     if (!CHANNEL && warp() == 0) head_vectors(VECTORS, rows(2, arguments.g), position, end, arguments.exclusive, split);
     UNROLL for (int tile = 0; tile < TILES; tile++) {
       int channel = tile * KT + own, operand = tile_offset(0, tile);
@@ -154,7 +155,8 @@ KERNEL(states, THREADS, 2, SweepArguments) {
     }
     barrier();
     Values values;
-    load_values(values, VALUES_AT);
+    if (by_fours) fetch_values(values, rows(1, arguments.y), position, end, first_value, value_dim);
+    else load_values(values, VALUES_AT);
     float lift = 1.0f;
     if (CHANNEL) decay_state(state, TOTALS);
     else {
