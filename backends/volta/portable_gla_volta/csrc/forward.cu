@@ -157,11 +157,9 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
   }
   for (int n = thread(); n < SCORE_BYTES / 16; n += THREADS) shared_store<4>(SCORES_AT + 16 * n, {{0, 0, 0, 0}});
   barrier();
-  bool by_fours = fetched_by_fours(rows(2, arguments.y), value_dim);
   for (int position = start; position < end; position += CHUNK) {
     // This thread's channel of a tile, and which of its positions.
     int number = opaque(thread()), own = number % KT, side = number / KT;
-    bool active = number < SIDES * KT;
     if (!CHANNEL && warp() == 0) {
       float e = head_vectors(VECTORS, rows(3, arguments.g), position, end, exclusive);
       octet_vectors(VECTORS, e, exclusive);
@@ -178,7 +176,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     int tiles = TILES == 1 ? 1 : opaque(TILES);  // one after another
     for (int tile = 0; tile < tiles; tile++) {
       int channel = tile * KT + own, readers = tile_offset(0, tile), keys = tile_offset(KEYS_AT, tile);
-      bool inside = active && channel < key_dim;
+      bool inside = channel < key_dim;
       int first = position + HELD * side;
       Positions<HELD> column;
       load_pairs(column, CHANNEL ? rows(0, arguments.q) : of_q, CHANNEL ? rows(1, arguments.x) : of_k, first, end, channel,
@@ -190,42 +188,32 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
         float total = product_of(column.e);
         float key = 0.0f;
         UNROLL for (int r = 0; r < HELD; r++) key = larger(key, magnitude(k_of(column, r)));
-        if (active) {
-          shared_set(SIDE_TOTALS + 4 * (side * KT + own), total);
-          shared_set(SIDE_KEYS + 4 * (side * KT + own), key);
-        }
-        vote(VOTES, column, active);
+        shared_set(SIDE_TOTALS + 4 * (side * KT + own), total);
+        shared_set(SIDE_KEYS + 4 * (side * KT + own), key);
+        vote(VOTES, column, true);
         barrier();
         int near = outcome<WARPS>(VOTES);
-        Around decay = {1.0f, 1.0f, 1.0f};
-        float lift = 1.0f;
-        if (active) {
-          decay = around(SIDE_TOTALS, own, side);
-          lift = lift_of(largest_of_sides(SIDE_KEYS, own, side, key));
-          if (side == 0) shared_set(TOTALS + 4 * channel, total * decay.after * decay.other * lift);
-          if (side == 1) shared_set_half(LIFTS + 2 * channel, (unsigned short)(float_to_bits(inverse_power(lift)) >> 16));
-        }
-        float earlier = side < SIDES / 2 ? 1.0f : decay.other, later = side < SIDES / 2 ? decay.other : 1.0f;
+        Around decay = around(SIDE_TOTALS, own, side);
+        float lift = lift_of(largest_of_sides(SIDE_KEYS, own, side, key));
+        if (side == 0) shared_set(TOTALS + 4 * channel, total * decay.after * decay.other * lift);
+        if (side == 1) shared_set_half(LIFTS + 2 * channel, (unsigned short)(float_to_bits(inverse_power(lift)) >> 16));
+        float earlier = side < SIDES / 2 ? 1.0f : decay.other;
+        float later = opaque((side < SIDES / 2 ? decay.other : 1.0f) * decay.after * lift);
         if (exclusive || near == 0) {
           some_apart = true;
           add_own(apart, column, bonus);
           if (near == 0) add_next(apart, column, exclusive);
         }
-        add_scores(products, readers, keys, column, active, own, side, KT, near, exclusive, earlier, decay.before,
+        add_scores(products, readers, keys, column, own, side, KT, near, exclusive, earlier, decay.before,
                    decay.after);
-        if (active) {
-          if (near != 2) put_prefixed(readers, column, own, side, exclusive, earlier * decay.before);
-          put_suffixed(keys, column, own, side, later * decay.after * lift);
-        }
+        if (near != 2) put_prefixed(readers, column, own, side, exclusive, earlier * decay.before);
+        put_suffixed(keys, column, own, side, later);
       } else {
-        if (active) {
-          put_queries(readers, column, own, side);
-          put_untouched_keys(keys, column, own, side);
-        }
+        put_queries(readers, column, own, side);
+        put_untouched_keys(keys, column, own, side);
         if (exclusive) add_own(apart, column, bonus);
       }
     }
-    if (!by_fours) stage_values(VALUES_AT, rows(2, arguments.y), position, end, opaque(first_value), value_dim);
     if (some_apart) store_apart<WARPS, HELD>(APART, apart);
     if (!CHANNEL || some_apart) barrier();
     Pairs<WARPS> scores;
@@ -240,6 +228,8 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     barrier();
     float unit = unit_of_pairs<WARPS>(LARGEST);
     put_pairs(scores, SCORES_AT, inverse_power(unit));
+    Rows of_v = rows(2, arguments.y);
+    if (!fetched_by_fours(of_v, value_dim)) stage_values(VALUES_AT, of_v, position, end, opaque(first_value), value_dim);
 
     Out out;
     UNROLL for (int v = 0; v < STRIPS; v++)
@@ -258,7 +248,8 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
       }
     barrier();
     Values values;
-    if (by_fours) fetch_values(values, rows(2, arguments.y), position, end, opaque(first_value), value_dim);
+    of_v = rows(2, arguments.y);
+    if (fetched_by_fours(of_v, value_dim)) fetch_values(values, of_v, position, end, opaque(first_value), value_dim);
     else load_values(values, VALUES_AT);
     read_scores(out, values, SCORES_AT);
     sum_parts(out);

@@ -192,9 +192,9 @@ template <int WARPS> DEVICE void multiply_level(Products<WARPS>& products, int t
 }
 
 template <int H, int WARPS, int ROWS>
-DEVICE void add_level(Products<WARPS>& products, int tile, const Positions<ROWS>& column, bool active, int own,
+DEVICE void add_level(Products<WARPS>& products, int tile, const Positions<ROWS>& column, int own,
                       int place, int channels, bool exclusive) {
-  if (active) put_level<H>(tile, column, own, place, exclusive);
+  put_level<H>(tile, column, own, place, exclusive);
   barrier();
   if constexpr (H < OCTET) multiply_level(products, tile, channels, H);
   else multiply<WARPS, NONE>(products, tile, tile, channels, true, false);
@@ -203,29 +203,26 @@ DEVICE void add_level(Products<WARPS>& products, int tile, const Positions<ROWS>
 // Adds the scores of one tile of channels, of which this thread has the own-th: as channel_scores does in scores.cuh, but
 // for those that are made apart.
 template <int WARPS, int ROWS>
-DEVICE void add_scores(Products<WARPS>& products, int a, int b, const Positions<ROWS>& column, bool active, int own,
+DEVICE void add_scores(Products<WARPS>& products, int a, int b, const Positions<ROWS>& column, int own,
                        int place, int channels, int near, bool exclusive, float earlier, float before, float after) {
   if (near) {
-    if (active) {
-      // A key over its prefix is the key times its suffix over the total.
-      float start = near == 2 ? earlier * before : before, suffix = 1.0f / (start * product_of(column.e));
-      put_prefixed(a, column, own, place, exclusive, start);
-      put_suffixed(b, column, own, place, suffix);
-    }
+    // A key over its prefix is the key times its suffix over the total.
+    float start = near == 2 ? earlier * before : before, suffix = 1.0f / (start * product_of(column.e));
+    put_prefixed(a, column, own, place, exclusive, start);
+    put_suffixed(b, column, own, place, suffix);
     barrier();
     if (exclusive) multiply<WARPS, EARLIER>(products, a, b, channels, true, near == 2);
     else multiply<WARPS, ADDED>(products, a, b, channels, true, near == 2);
     barrier();
     if (near == 2) return;
   } else {
-    add_level<2>(products, b, column, active, own, place, channels, exclusive);
-    add_level<4>(products, a, column, active, own, place, channels, exclusive);
-    add_level<8>(products, b, column, active, own, place, channels, exclusive);  // a is free after it
+    add_level<2>(products, b, column, own, place, channels, exclusive);
+    add_level<4>(products, a, column, own, place, channels, exclusive);
+    add_level<8>(products, b, column, own, place, channels, exclusive);  // a is free after it
   }
-  if (active) {  // pairs between the blocks of 16; of one that is near, the second block's readers are there already
-    if (ROWS * place < SUB) put_suffixed(a, column, own, place, after);
-    else if (!near) put_prefixed(a, column, own, place, exclusive, before);
-  }
+  // Pairs between the blocks of 16; of one that is near, the second block's readers are there already.
+  if (ROWS * place < SUB) put_suffixed(a, column, own, place, after);
+  else if (!near) put_prefixed(a, column, own, place, exclusive, before);
   barrier();
   multiply<WARPS, NONE>(products, a, a, channels, false, true);
   barrier();
@@ -237,30 +234,34 @@ struct Apart {
   float own, next;
 };
 
-template <int COUNT> DEVICE float sum_over_lanes(float (&found)[COUNT]) {
-  UNROLL for (int mask = 16; mask; mask >>= 1) {
-    int left = COUNT * mask / 32;  // what a lane keeps
-    bool second = lane() & mask;
-    if (!left) found[0] += shuffle_xor(found[0], mask);
-    UNROLL for (int r = 0; r < left; r++) {
-      float got = shuffle_xor(second ? found[r] : found[left + r], mask);
-      found[r] = (second ? found[left + r] : found[r]) + got;
+template <int MASK, int COUNT> DEVICE float sum_over_lanes(const float (&found)[COUNT]) {
+  if constexpr (COUNT > 1) {
+    bool second = lane() & MASK;
+    float kept[COUNT / 2];
+    UNROLL for (int r = 0; r < COUNT / 2; r++) {
+      float got = shuffle_xor(second ? found[r] : found[COUNT / 2 + r], MASK);
+      kept[r] = (second ? found[COUNT / 2 + r] : found[r]) + got;
     }
+    return sum_over_lanes<MASK / 2>(kept);
+  } else if constexpr (MASK > 0) {
+    float sum[1] = {found[0] + shuffle_xor(found[0], MASK)};
+    return sum_over_lanes<MASK / 2>(sum);
+  } else {
+    return found[0];
   }
-  return found[0];
 }
 
 template <int ROWS> DEVICE void add_own(Apart& apart, const Positions<ROWS>& column, float bonus) {
   float found[ROWS];
   UNROLL for (int r = 0; r < ROWS; r++) found[r] = q_of(column, r) * k_of(column, r) * bonus;
-  apart.own += sum_over_lanes(found);
+  apart.own += sum_over_lanes<16>(found);
 }
 
 template <int ROWS> DEVICE void add_next(Apart& apart, const Positions<ROWS>& column, bool exclusive) {
   float found[ROWS / 2];
   UNROLL for (int r = 0; r < ROWS / 2; r++)
     found[r] = q_of(column, 2 * r + 1) * k_of(column, 2 * r) * (exclusive ? 1.0f : column.e[2 * r + 1]);
-  apart.next += sum_over_lanes(found);
+  apart.next += sum_over_lanes<16>(found);
 }
 
 template <int WARPS, int ROWS> DEVICE void store_apart(int offset, const Apart& apart) {

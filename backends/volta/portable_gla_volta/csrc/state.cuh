@@ -7,13 +7,13 @@
 
 constexpr int WARPS = WV * WK, THREADS = 32 * WARPS;
 constexpr int KT = KP < 64 ? KP : 64, TILES = KP / KT;  // tiles of channels
-constexpr int PARTS = KP / WK / 32;                       // a warp's channels, 32 at a time
+constexpr int CHUNKS = KT / 8, PARTS = KP / WK / 32;      // a warp's channels, 32 at a time
 constexpr int TILE_BYTES = CHUNK * KT * 2;
 constexpr int STRIPS = BV / 16 / WV;                      // of 16 columns, a warp's
 constexpr int HELD = THREADS >= 4 * KT ? SUB / 2 : SUB;   // positions of a channel that a thread has
 constexpr int SIDES = CHUNK / HELD;
 constexpr bool FENCED = PARTS * STRIPS > 2;               // a state that leaves few registers for anything else
-static_assert(STRIPS * WV * 16 == BV && PARTS * 32 * WK == KP && THREADS >= SIDES * KT);
+static_assert(STRIPS * WV * 16 == BV && PARTS * 32 * WK == KP && THREADS == SIDES * KT);
 
 struct Carried {
   float s[STRIPS][PARTS][2][8];
@@ -56,8 +56,11 @@ DEVICE void write_state(const Carried& state, const State& to, int row, int head
         }
 }
 
-// Where a tile of channels lies.
+// Where a tile of channels lies, and a chunk of 8 channels of all in rows of positions.
 DEVICE int tile_offset(int tiles, int tile) { return tiles + TILE_BYTES * tile; }
+DEVICE int row_operand_at(int tiles, int row, int chunk) {
+  return tile_offset(tiles, chunk / CHUNKS) + tile_at<CHUNKS>(row, chunk % CHUNKS);
+}
 
 // A channel's decays outside a thread's positions: in its own block of 16 before and after them, and of the other block.
 // `totals` has every side's product.
@@ -178,11 +181,12 @@ DEVICE void scale_channels(Carried& state, int powers) {
 DEVICE void add_to_state(Carried& state, const Values& values, int tiles) {
   int channel = warp_keys() + 16 * quad_column() + 8 * upper() + quad_lane();
   int place[2] = {opaque(operand_at(tiles, channel, 0)), opaque(operand_at(tiles, channel + 4, 0))};
-  UNROLL for (int octet = 0; octet < OCTETS; octet++)
+  UNROLL for (int octet = 0; octet < OCTETS; octet++) {
+    int from[2] = {opaque(place[0] ^ octet << 4), opaque(place[1] ^ octet << 4)};
     UNROLL for (int p = 0; p < PARTS; p++) {
-      if (FENCED && p % 2 == 0) warp_barrier();  // or too many operands would be fetched at once
+      if (FENCED) warp_barrier();  // or too many operands would be fetched at once
       UNROLL for (int t = 0; t < 2; t++) {
-        Words<4> words = shared_load<4>((place[t] ^ octet << 4) + 32 * ROW_BYTES * p);
+        Words<4> words = shared_load<4>(from[t] + 32 * ROW_BYTES * p);
         UNROLL for (int step = 0; step < 2; step++) {
           unsigned b[2] = {words.word[2 * step], words.word[2 * step + 1]};
           UNROLL for (int v = 0; v < STRIPS; v++)
@@ -190,6 +194,26 @@ DEVICE void add_to_state(Carried& state, const Values& values, int tiles) {
         }
       }
     }
+  }
+}
+
+// The same with X in row-major tiles of positions: with other operands ptxas runs out of registers in states.cu.
+DEVICE void add_rows_to_state(Carried& state, const Values& values, int tiles) {
+  // Eight rows or chunks on, a place differs by a constant.
+  constexpr int NEXT = PARTS > 1 ? 4 : 0;
+  int row = quad_lane(), first = warp_keys() / 8 + 2 * quad_column() + upper();
+  int place[2][2] = {{opaque(row_operand_at(tiles, row, first)), opaque(row_operand_at(tiles, row, first + NEXT))},
+                     {opaque(row_operand_at(tiles, 4 + row, first)), opaque(row_operand_at(tiles, 4 + row, first + NEXT))}};
+  UNROLL for (int step = 0; step < CHUNK / 4; step++) {
+    if (FENCED) warp_barrier();  // or too many operands would be fetched at once
+    UNROLL for (int p = 0; p < PARTS; p++) {
+      Words<4> words = shared_load<4>(place[step % 2][p % 2] + step / 2 * (8 * CHUNKS * 16) + p / 2 * TILE_BYTES);
+      UNROLL for (int t = 0; t < 2; t++) {
+        unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
+        UNROLL for (int v = 0; v < STRIPS; v++) mma<false, false>(state.s[v][p][t], values.word[v][step], b);
+      }
+    }
+  }
 }
 
 // 32 positions of the program's columns into shared memory, two columns a thread and a few loads in flight at a time;
@@ -219,14 +243,15 @@ DEVICE bool fetched_by_fours(const Rows& rows, int value_dim) {
 
 // The same operands as load_values', past shared memory.
 DEVICE void fetch_values(Values& values, const Rows& rows, int position, int end, int first_value, int value_dim) {
-  int column = first_value + warp_values() + 8 * upper() + 4 * quad_row(), row = position + quad_lane();
-  const char* from = row_address(rows, row, column, 2);
-  int64 next = 8 * row_step(rows);
-  UNROLL for (int step = 0; step < CHUNK / 4; step++, from += next)
+  int column = first_value + opaque(warp_values() + 8 * upper() + 4 * quad_row()), row = position + opaque(quad_lane());
+  UNROLL for (int step = 0; step < CHUNK / 4; step++) {
+    if (FENCED) warp_barrier();  // or too many addresses would be kept
+    const char* from = row_address(rows, opaque(row + 4 * step), column, 2);
     UNROLL for (int v = 0; v < STRIPS; v++) {
       Words<2> words = {{0, 0}};
       if (row + 4 * step < end && column + 16 * v < value_dim) words = global_load<2>(from + 32 * v);
       values.word[v][step][0] = words.word[0];
       values.word[v][step][1] = words.word[1];
     }
+  }
 }

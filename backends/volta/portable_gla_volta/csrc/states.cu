@@ -87,14 +87,13 @@ KERNEL(states, THREADS, 2, SweepArguments) {
   float decays[TILES];  // of the segment, in this thread's channels; per head in the first
   UNROLL for (int tile = 0; tile < TILES; tile++) decays[tile] = 1.0f;
 
-  bool by_fours = fetched_by_fours(rows(1, arguments.y), value_dim);
   int count = ceil_div(end - start, CHUNK);
   for (int step = 0; step < count; step++) {
     int chunk = forward ? step : count - 1 - step, position = start + chunk * CHUNK;
     int number_of = opaque(thread()), own = number_of % KT, side = number_of / KT;
     bool active = number_of < SIDES * KT;
     if (!arguments.summary) keep(state, arguments, (slot + chunk) * sequences.heads + head, first_value);
-    if (!by_fours) stage_values(VALUES_AT, rows(1, arguments.y), position, end, first_value, value_dim);
+    stage_values(VALUES_AT, rows(1, arguments.y), position, end, first_value, value_dim);
     if (!CHANNEL && warp() == 0) head_vectors(VECTORS, rows(2, arguments.g), position, end, arguments.exclusive, split);
     UNROLL for (int tile = 0; tile < TILES; tile++) {
       int channel = tile * KT + own, operand = tile_offset(0, tile);
@@ -133,30 +132,22 @@ KERNEL(states, THREADS, 2, SweepArguments) {
         if (forward == side < SIDES / 2) weight *= decay.other;
         decays[tile] *= total * first_gate;
       }
-      if (forward) {
-        UNROLL for (int r = HELD - 1; r >= 0; r--) {
-          number[r] *= weight;
-          if (CHANNEL) weight *= e[r];
-        }
-      } else {
-        UNROLL for (int r = 0; r < HELD; r++) {
-          float before = weight;
-          if (CHANNEL) weight *= e[r];
-          number[r] *= arguments.exclusive ? before : weight;
+      if (active) {
+        UNROLL for (int n = 0; n < HELD; n++) {
+          int r = forward ? HELD - 1 - n : n;
+          float taken = weight;
+          if (CHANNEL) {
+            weight *= forward ? e[HELD - 1 - n] : e[n];
+            if (!forward && !arguments.exclusive) taken = weight;
+          }
+          float found = forward ? number[HELD - 1 - n] : number[n];
+          put<CHUNKS>(operand, HELD * side + r, own, found * taken);
         }
       }
-      if (active)
-        UNROLL for (int n = 0; n < HELD / OCTET; n++) {
-          Words<4> words;
-          UNROLL for (int m = 0; m < 4; m++)
-            words.word[m] = pack_half(number[OCTET * n + 2 * m], number[OCTET * n + 2 * m + 1]);
-          shared_store<4>(operand_at(operand, own, HELD / OCTET * side + n), words);
-        }
     }
     barrier();
     Values values;
-    if (by_fours) fetch_values(values, rows(1, arguments.y), position, end, first_value, value_dim);
-    else load_values(values, VALUES_AT);
+    load_values(values, VALUES_AT);
     float lift = 1.0f;
     if (CHANNEL) decay_state(state, TOTALS);
     else {
@@ -165,7 +156,7 @@ KERNEL(states, THREADS, 2, SweepArguments) {
       scale_state(state, shared_float(VECTORS + VECTOR_TOTAL) * lift);
       decays[0] *= shared_float(VECTORS + VECTOR_TOTAL) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f);
     }
-    add_to_state(state, values, 0);
+    add_rows_to_state(state, values, 0);
     if (CHANNEL) decay_state(state, LIFTS);
     else scale_state(state, inverse_power(lift) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f));
     barrier();
