@@ -13,8 +13,8 @@ from portable_gla_volta import emulator, sources
 # In this order they are tried on a fault until one shows it: each with its segments, 0: decoded.
 CASES = {
     "channel": (half("mutant-channel", value_dim=72), 1),
-    "slow": (half("mutant-slow", regime="slow", tokens=37), 1),
-    "few": (half("mutant-few", tokens=3, key_dim=4), 1),  # decays in the range between
+    "slow": (half("mutant-slow", regime="slow", tokens=37, value_dim=62), 1),  # values through shared memory
+    "few": (half("mutant-few", tokens=3, key_dim=40), 1),  # decays in the range between
     "bonus": (half("mutant-bonus", bonus=True, regime="extreme", reverse=True), 1),
     "head": (half("mutant-head", gate="head", tokens=37), 1),
     "head-bonus": (half("mutant-head-bonus", gate="head", bonus=True, tokens=37, k_heads=1), 1),
@@ -42,6 +42,15 @@ PATCHES: tuple[tuple[Patch, str], ...] = (
            "shared_set_half(tile + element_at<CHUNKS, PATTERN>(row, column), to_half(value));",
            "shared_set_half(tile + element_at<CHUNKS, PATTERN>(row ^ (MUTANT ? 1 : 0), column), to_half(value));"),
      "budget"),
+    (Patch("halves of octets", "operands.cuh", "8 * (upper() ^ swapped()); }",
+           "8 * (MUTANT ? upper() : upper() ^ swapped()); }"), "budget"),
+    (Patch("another block", "operands.cuh", "x1 = opaque(x ^ ((owner + 1) % OCTETS) << 4)",
+           "x1 = opaque(x ^ ((owner + (MUTANT ? 2 : 1)) % OCTETS) << 4)"), "budget"),
+    (Patch("another quad pair", "operands.cuh", "shuffle_xor(acc[i + 4], 24)",
+           "shuffle_xor(acc[i + 4], MUTANT ? 8 : 24)"), "budget"),
+    (Patch("keys in rows", "operands.cuh", "if (turned(owner)) {", "if (!MUTANT && turned(owner)) {"), "budget"),
+    (Patch("another's sums", "operands.cuh", "first = position / ROWS * parts;",
+           "first = position / ROWS * (MUTANT ? 1 : parts);"), "budget"),
     # Shuffles and mma: left out, by some lanes only, with differing masks.
     (Patch("skipped shuffle", "state.cuh", "unsigned got = shuffle_xor(odd ? first : second, 2);",
            "unsigned got = odd ? first : second; if (!MUTANT) got = shuffle_xor(got, 2);"), "budget"),
@@ -54,6 +63,8 @@ PATCHES: tuple[tuple[Patch, str], ...] = (
     # Memory: past the end, at odd places, never written, written twice, another block's.
     (Patch("rows past the end", "forward.cu", "if (position + row >= end) continue;",
            "if (!MUTANT && position + row >= end) continue;"), "global-bounds"),
+    (Patch("values past the end", "state.cuh", "if (row + 4 * step < end && column",
+           "if ((MUTANT || row + 4 * step < end) && column"), "global-bounds"),
     (Patch("misaligned", "state.cuh", "8 * quad_row());", "8 * quad_row() + (MUTANT ? 4 : 0));"), "alignment"),
     (Patch("never written", "vectors.cuh", "if (i == 0) shared_set(offset + VECTOR_TOTAL, total);",
            "if (!MUTANT && i == 0) shared_set(offset + VECTOR_TOTAL, total);"), "uninitialised"),

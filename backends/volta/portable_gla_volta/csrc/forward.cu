@@ -83,23 +83,24 @@ DEVICE void read_scores(Out& o, const Values& values, int tile) {
   }
 }
 
-// Warps that share columns of V add up what they found, the later half of them into the first until one is left.
+// The later one of two warps that share columns of V gives what it found to the first, where the readers were.
 DEVICE void sum_parts(Out& o) {
-  UNROLL for (int left = WK / 2; left; left /= 2) {
-    int part = warp() / WV, strip = part % left * WV + warp() % WV;
-    barrier();
-    if (part >= left && part < 2 * left)
-      UNROLL for (int v = 0; v < STRIPS; v++)
-        UNROLL for (int block = 0; block < 2; block++)
-          store_result(STRIP_BYTES * (STRIPS * strip + v) + STRIP_BYTES / 2 * block, o.strip[v][block]);
-    barrier();
-    if (part < left)
-      UNROLL for (int v = 0; v < STRIPS; v++)
-        UNROLL for (int block = 0; block < 2; block++)
-          add_result(STRIP_BYTES * (STRIPS * strip + v) + STRIP_BYTES / 2 * block, o.strip[v][block]);
+  static_assert(WK <= 2);
+  if (WK == 1) {
+    warp_barrier();  // o takes the place of v
+    return;
   }
-  if (WK > 1) barrier();
-  else warp_barrier();  // o takes the place of v
+  int strip = warp() % WV;
+  if (warp() / WV)
+    UNROLL for (int v = 0; v < STRIPS; v++)
+      UNROLL for (int half = 0; half < 2; half++)
+        store_result(STRIP_BYTES * (STRIPS * strip + v) + STRIP_BYTES / 2 * half, o.strip[v][half]);
+  barrier();
+  if (!(warp() / WV))
+    UNROLL for (int v = 0; v < STRIPS; v++)
+      UNROLL for (int half = 0; half < 2; half++)
+        add_result(STRIP_BYTES * (STRIPS * strip + v) + STRIP_BYTES / 2 * half, o.strip[v][half]);
+  barrier();
 }
 
 // Each warp its own columns, from where its results lie to rows.
@@ -246,7 +247,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
           out.strip[v][half][i + 2] *= factor;
         }
       }
-    barrier();
+    barrier();  // the scores are there; the readers are not needed any more
     Values values;
     of_v = rows(2, arguments.y);
     if (fetched_by_fours(of_v, value_dim)) fetch_values(values, of_v, position, end, opaque(first_value), value_dim);
