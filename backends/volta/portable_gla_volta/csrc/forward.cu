@@ -22,10 +22,12 @@ constexpr int SCORES_END = SCORES_AT + CHUNK * CHUNK * 2;
 constexpr int TOTALS = PARTIALS_END > SCORES_END ? PARTIALS_END : SCORES_END, LIFTS = TOTALS + 4 * KP;
 constexpr int SIDE_TOTALS = LIFTS + 4 * KP, SIDE_KEYS = SIDE_TOTALS + 4 * SIDES * KT;
 constexpr int VECTORS = SIDE_KEYS + 4 * SIDES * KT;
+constexpr int READER_LIFTS = VECTORS;  // per channel: one over each tile's lift of its readers
 constexpr int VOTES = VECTORS + VECTOR_BYTES;
 constexpr int LARGEST = VOTES + 16;
 constexpr int STARTS = LARGEST + 16;  // of the rows of q, k, v, g and o: beside the state no registers are left to keep them
 constexpr int STRIP_BYTES = 2048;  // a warp's part of o, of 16 columns
+constexpr bool LIFTED = TILES == 1;
 static_assert(WK == 1 || WK / 2 * BV * CHUNK * 4 <= KEYS_AT);
 
 // Of a warp: strips of 16 columns by both blocks of positions.
@@ -33,11 +35,25 @@ struct Out {
   float strip[STRIPS][2][8];
 };
 
+// One over the least lift of the tiles' readers.
+DEVICE float least_lift() {
+  if (!CHANNEL) return 1.0f;
+  int lifts = opaque(READER_LIFTS);
+  float found = shared_float(lifts);
+  UNROLL for (int tile = 1; tile < TILES; tile++) found = larger(found, shared_float(lifts + 4 * tile));
+  return found;
+}
+
 // o += the state read by q, from registers and the first tiles.
 DEVICE void read_by(Out& o, const Carried& state, int tiles, float factor) {
   int place = opaque(operand_at(tiles, row_of_b(), warp_keys() / 8));
   UNROLL for (int p = 0; p < PARTS; p++) {
     if (FENCED && p) warp_barrier();  // or too many operands would be fetched at once
+    if (CHANNEL && TILES > 1 && p * 32 % KT == 0) {  // from one tile's lift to the next one's
+      int lifts = opaque(READER_LIFTS + 4 * ((warp_keys() + 32 * p) / KT));
+      factor *= shared_float(lifts);
+      if (p) factor *= inverse_power(shared_float(lifts - 4));
+    }
     UNROLL for (int half = 0; half < 2; half++) {
       unsigned own[STRIPS][2][2], other[STRIPS][2][2];
       UNROLL for (int v = 0; v < STRIPS; v++) {
@@ -161,6 +177,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     Scores<WARPS> scores;
     clear(scores.diagonal);
     clear(scores.between);
+    float scores_lifted = 1.0f;
     int tiles = TILES == 1 ? 1 : opaque(TILES);  // one after another
     for (int tile = 0; tile < tiles; tile++) {
       int channel = tile * KT + own, readers = tile_offset(0, tile), keys = tile_offset(KEYS_AT, tile);
@@ -172,29 +189,31 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
           global_load<1>(arguments.bonus + (int64)head * key_dim + channel).word[0]) : 1.0f;
       if (CHANNEL) {
         load_decays(column.e, rows(3, arguments.g), first, end, channel, inside);
-        float total = product_of(column.e);
-        float key = 0.0f;
-        UNROLL for (int r = 0; r < HELD; r++) key = larger(key, magnitude(k_of(column, r)));
+        vote(VOTES, column, active, bonus);
+        float total = product_of(column.e), key = largest_key(column);
         if (active) {
           shared_set(SIDE_TOTALS + 4 * (side * KT + own), total);
           shared_set(SIDE_KEYS + 4 * (side * KT + own), key);
         }
-        vote(VOTES, column, active);
         barrier();
-        int near = outcome<WARPS>(VOTES);
-        Around decay = {1.0f, 1.0f, 1.0f};
+        Outcome voted = outcome<WARPS, LIFTED>(VOTES);
+        if (LIFTED) scores_lifted = voted.readers * voted.keys;
+        Around decay = {1.0f, 1.0f, 1.0f, 0.0f};
         float lift = 1.0f;
+        if (thread() == 0) shared_set(READER_LIFTS + 4 * tile, inverse_power(voted.read));
         if (active) {
-          decay = around(SIDE_TOTALS, own, side);
-          lift = lift_of(largest_of_sides(SIDE_KEYS, own, side, key));
+          decay = around(SIDE_TOTALS, SIDE_KEYS, own, side, total, key, true);
+          lift = lift_of(decay.largest);
           if (side == 0) shared_set(TOTALS + 4 * channel, total * decay.after * decay.other * lift);
           if (side == 1) shared_set(LIFTS + 4 * channel, inverse_power(lift));
         }
         float earlier = side < SIDES / 2 ? 1.0f : decay.other, later = side < SIDES / 2 ? decay.other : 1.0f;
-        channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, near, exclusive, bonus, earlier,
-                                      decay.before, decay.after);
+        channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, voted, exclusive, bonus,
+                                      earlier, decay.before, decay.after);
         if (active) {
-          if (near != 2) put_readers<CHUNKS>(readers, column, own, side, exclusive, earlier * decay.before);
+          if (voted.near != 2)
+            put_readers<CHUNKS>(readers, column, own, side, exclusive,
+                                earlier * decay.before * inverse_power(shared_float(READER_LIFTS + 4 * tile)));
           put_keys<CHUNKS>(keys, column, own, side, later * decay.after * lift);
         }
       } else {
@@ -205,11 +224,11 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     barrier();
     Blocks<WARPS> blocks;
     sum_partials<WARPS>(blocks, PARTIALS);
-    if (!CHANNEL)
-      UNROLL for (int n = 0; n < Blocks<WARPS>::COUNT; n++) {
-        int mine = warp() + n * WARPS;
-        if (mine < BLOCKS) decay_pairs(blocks.value[n], VECTORS, block_row(mine), block_column(mine), exclusive);
-      }
+    UNROLL for (int n = 0; n < Blocks<WARPS>::COUNT; n++) {
+      int mine = warp() + n * WARPS;
+      if (CHANNEL && LIFTED) UNROLL for (int i = 0; i < 8; i++) blocks.value[n][i] *= inverse_power(scores_lifted);
+      if (!CHANNEL && mine < BLOCKS) decay_pairs(blocks.value[n], VECTORS, block_row(mine), block_column(mine), exclusive);
+    }
     store_largest<WARPS>(blocks, LARGEST);
     barrier();
     float unit = unit_of_scores<WARPS>(LARGEST);
@@ -221,7 +240,8 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     UNROLL for (int v = 0; v < STRIPS; v++)
       UNROLL for (int block = 0; block < 2; block++) clear(out.strip[v][block]);
     float state_unit = unit_of_state(state);
-    read_by(out, state, 0, inverse_power(state_unit));
+    read_by(out, state, 0, inverse_power(state_unit) * (TILES > 1 ? inverse_power(least_lift()) : 1.0f));
+    state_unit *= least_lift();
     UNROLL for (int block = 0; block < 2; block++)
       UNROLL for (int n = 0; n < 4; n++) {
         int i = (n & 1) + 4 * (n >> 1);  // i + 2 is of the same position
