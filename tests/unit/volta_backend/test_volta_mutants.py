@@ -68,16 +68,18 @@ PATCHES: tuple[tuple[Patch, str], ...] = (
     (Patch("misaligned", "state.cuh", "8 * quad_row());", "8 * quad_row() + (MUTANT ? 4 : 0));"), "alignment"),
     (Patch("never written", "vectors.cuh", "if (i == 0) shared_set(offset + VECTOR_TOTAL, total);",
            "if (!MUTANT && i == 0) shared_set(offset + VECTOR_TOTAL, total);"), "uninitialised"),
-    (Patch("every lane votes", "scores.cuh", "if (lane() == 0) shared_set_half(votes",
-           "if (MUTANT || lane() == 0) shared_set_half(votes"), "race"),
+    (Patch("every lane votes", "scores.cuh", "  if (lane() == 0) {\n    Words<1> word;",
+           "  if (MUTANT || lane() == 0) {\n    Words<1> word;"), "race"),
     (Patch("another's columns", "gradients.cu", "first_value = tile * KT;", "first_value = (MUTANT ? 0 : tile) * KT;"),
      "blocks"),
     (Patch("another's chunk", "states.cu", "(slot + chunk) * sequences.heads + head",
            "(slot + (MUTANT ? 0 : chunk)) * sequences.heads + head"), "budget"),
     # Decisions: each warp its own, and the wrong one.
-    (Patch("a warp decides alone", "forward.cu", "int near = outcome<WARPS>(VOTES);",
-           "int near = outcome<WARPS>(VOTES); if (MUTANT && warp() == 1) near = 2 - near;"), "barrier"),
-    (Patch("always near", "scores.cuh", "  return least;", "  return MUTANT ? 2 : least;"), "budget"),
+    (Patch("a warp decides alone", "forward.cu", "Outcome voted = outcome<WARPS, LIFTED>(VOTES);",
+           "Outcome voted = outcome<WARPS, LIFTED>(VOTES); if (MUTANT && warp() == 1) voted.near = 2 - voted.near;"),
+     "barrier"),
+    (Patch("always near", "scores.cuh", "found.near = all & 2 ? 0 : all & 1 ? 1 : 2;",
+           "found.near = MUTANT || !(all & 2) ? MUTANT || !(all & 1) ? 2 : 1 : 0;"), "budget"),
 )
 
 

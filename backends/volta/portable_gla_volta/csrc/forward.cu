@@ -21,11 +21,13 @@ constexpr int O_AT = WK == 1 ? VALUES_AT : 0;
 constexpr int TOTALS = SCORES_AT + SCORE_BYTES, LIFTS = TOTALS + 4 * KP;
 constexpr int SIDE_TOTALS = LIFTS + 2 * KP, SIDE_KEYS = SIDE_TOTALS + 4 * SIDES * KT;
 constexpr int VECTORS = SIDE_KEYS + 4 * SIDES * KT;
+constexpr int READER_LIFTS = VECTORS;  // per channel: one over each tile's lift of its readers
 constexpr int VOTES = VECTORS + VECTOR_BYTES + OCTET_BYTES;
 constexpr int LARGEST = VOTES + 16;
 constexpr int APART = LARGEST + 16;  // sums of every warp
 constexpr int STARTS = APART + 6 * HELD * WARPS;  // of the rows of q, k, v, g and o: beside the state no registers are left to keep them
 constexpr int STRIP_BYTES = 2048;  // a warp's part of o, of 16 columns
+constexpr bool LIFTED = TILES == 1;
 static_assert(WK == 1 || WK / 2 * BV * CHUNK * 4 <= KEYS_AT);
 
 // Of a warp: strips of 16 columns by both halves of every octet of positions.
@@ -38,12 +40,26 @@ DEVICE int out_position(int half, int i) {
   return 16 * quad_column() + 8 * (i >> 2) + 4 * half + (lane() & 2) + (i & 1);
 }
 
+// One over the least lift of the tiles' readers.
+DEVICE float least_lift() {
+  if (!CHANNEL) return 1.0f;
+  int lifts = opaque(READER_LIFTS);
+  float found = shared_float(lifts);
+  UNROLL for (int tile = 1; tile < TILES; tile++) found = larger(found, shared_float(lifts + 4 * tile));
+  return found;
+}
+
 // o += the state read by q, from registers and the first tiles.
 DEVICE void read_by(Out& o, const Carried& state, int tiles, float factor) {
   int channel = warp_keys() + quad_lane(), octet = 2 * quad_column() + upper();
   int place[2] = {opaque(operand_at(tiles, channel, octet)), opaque(operand_at(tiles, channel + 4, octet))};
   UNROLL for (int p = 0; p < PARTS; p++) {
     if (FENCED && p) warp_barrier();  // or too many operands would be fetched at once
+    if (CHANNEL && TILES > 1 && p * 32 % KT == 0) {  // from one tile's lift to the next one's
+      int lifts = opaque(READER_LIFTS + 4 * ((warp_keys() + 32 * p) / KT));
+      factor *= shared_float(lifts);
+      if (p) factor *= inverse_power(shared_float(lifts - 4));
+    }
     UNROLL for (int half = 0; half < 2; half++) {
       unsigned own[STRIPS][2][2], other[STRIPS][2][2];
       UNROLL for (int v = 0; v < STRIPS; v++) {
@@ -167,6 +183,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     }
     Products<WARPS> products;
     clear(products);
+    float scores_lifted = 1.0f;
     Apart apart = {0.0f, 0.0f};
     bool some_apart = exclusive;
     Rows of_q, of_k;  // per head there are registers for them
@@ -186,28 +203,30 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
           global_load<1>(arguments.bonus + (int64)head * key_dim + channel).word[0]) : 1.0f;
       if (CHANNEL) {
         load_decays(column.e, rows(3, arguments.g), first, end, channel, inside);
-        float total = product_of(column.e);
-        float key = 0.0f;
-        UNROLL for (int r = 0; r < HELD; r++) key = larger(key, magnitude(k_of(column, r)));
+        vote(VOTES, column, true, bonus);
+        float total = product_of(column.e), key = largest_key(column);
         shared_set(SIDE_TOTALS + 4 * (side * KT + own), total);
         shared_set(SIDE_KEYS + 4 * (side * KT + own), key);
-        vote(VOTES, column, true);
         barrier();
-        int near = outcome<WARPS>(VOTES);
-        Around decay = around(SIDE_TOTALS, own, side);
-        float lift = lift_of(largest_of_sides(SIDE_KEYS, own, side, key));
+        Outcome voted = outcome<WARPS, LIFTED>(VOTES);
+        if (LIFTED) scores_lifted = voted.readers * voted.keys;
+        if (thread() == 0) shared_set(READER_LIFTS + 4 * tile, inverse_power(voted.read));
+        Around decay = around(SIDE_TOTALS, SIDE_KEYS, own, side, total, key, true);
+        float lift = lift_of(decay.largest);
         if (side == 0) shared_set(TOTALS + 4 * channel, total * decay.after * decay.other * lift);
         if (side == 1) shared_set_half(LIFTS + 2 * channel, (unsigned short)(float_to_bits(inverse_power(lift)) >> 16));
         float earlier = side < SIDES / 2 ? 1.0f : decay.other;
         float later = opaque((side < SIDES / 2 ? decay.other : 1.0f) * decay.after * lift);
-        if (exclusive || near == 0) {
+        if (exclusive || voted.near == 0) {
           some_apart = true;
           add_own(apart, column, bonus);
-          if (near == 0) add_next(apart, column, exclusive);
+          if (voted.near == 0) add_next(apart, column, exclusive);
         }
-        add_scores(products, readers, keys, column, own, side, KT, near, exclusive, earlier, decay.before,
+        add_scores(products, readers, keys, column, own, side, KT, voted, exclusive, earlier, decay.before,
                    decay.after);
-        if (near != 2) put_prefixed(readers, column, own, side, exclusive, earlier * decay.before);
+        if (voted.near != 2)
+          put_prefixed(readers, column, own, side, exclusive,
+                       earlier * decay.before * inverse_power(shared_float(READER_LIFTS + 4 * tile)));
         put_suffixed(keys, column, own, side, later);
       } else {
         put_queries(readers, column, own, side);
@@ -222,7 +241,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
       if (exclusive) multiply<WARPS, EARLIER>(products, 0, KEYS_AT, KP, true, true);
       else multiply<WARPS, ADDED>(products, 0, KEYS_AT, KP, true, true);
     }
-    finish(scores, products);
+    finish(scores, products, CHANNEL && LIFTED ? inverse_power(scores_lifted) : 1.0f);
     if (some_apart) add_apart<WARPS, HELD>(scores, APART, KT / 32);
     if (!CHANNEL) decay_scores(scores, VECTORS, exclusive);
     store_largest(scores, LARGEST);
@@ -236,7 +255,8 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     UNROLL for (int v = 0; v < STRIPS; v++)
       UNROLL for (int half = 0; half < 2; half++) clear(out.strip[v][half]);
     float state_unit = unit_of_state(state);
-    read_by(out, state, 0, inverse_power(state_unit));
+    read_by(out, state, 0, inverse_power(state_unit) * (TILES > 1 ? inverse_power(least_lift()) : 1.0f));
+    state_unit *= least_lift();
     UNROLL for (int half = 0; half < 2; half++)
       UNROLL for (int n = 0; n < 4; n++) {
         int i = (n & 1) + 4 * (n >> 1);  // i + 2 is of the same position

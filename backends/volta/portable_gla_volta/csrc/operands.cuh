@@ -41,18 +41,19 @@ template <int ROWS> DEVICE Words<4> keys_of(const Positions<ROWS>& column, int f
 }
 
 // Of every run of 2 H of the eight, the second half's readers and the first half's keys.
-template <int H, int ROWS> DEVICE Words<4> level_of(const Positions<ROWS>& column, int first, bool exclusive) {
-  float one = opaque(1.0f), prefix = one, suffix = one, found[OCTET];
+template <int H, int ROWS> DEVICE Words<4> level_of(const Positions<ROWS>& column, int first, bool exclusive,
+                                                           const Outcome& lift) {
+  float query = opaque(lift.readers), key = opaque(lift.keys), prefix = query, suffix = key, found[OCTET];
   UNROLL for (int r = 0; r < OCTET; r++)
     if (r & H) {
-      if (!(r & (H - 1))) prefix = one;
+      if (!(r & (H - 1))) prefix = query;
       float own = prefix;
       prefix *= column.e[first + r];
       found[r] = q_of(column, first + r) * (exclusive ? own : prefix);
     }
   UNROLL for (int r = OCTET - 1; r >= 0; r--)
     if (!(r & H)) {
-      if ((r & (H - 1)) == H - 1) suffix = one;
+      if ((r & (H - 1)) == H - 1) suffix = key;
       found[r] = k_of(column, first + r) * suffix;
       suffix *= column.e[first + r];
     }
@@ -77,15 +78,15 @@ template <int ROWS> DEVICE void put_suffixed(int tile, const Positions<ROWS>& co
 }
 
 template <int H, int ROWS> DEVICE void put_level(int tile, const Positions<ROWS>& column, int channel, int place,
-                                                 bool exclusive) {
+                                                 bool exclusive, const Outcome& lift) {
   UNROLL for (int n = 0; n < ROWS / OCTET; n++) {
     int octet = ROWS / OCTET * place + n;
     Words<4> words;
     if constexpr (H < OCTET) {
-      words = level_of<H>(column, OCTET * n, exclusive);
+      words = level_of<H>(column, OCTET * n, exclusive, lift);
     } else {
-      float one = opaque(1.0f);
-      words = octet & 1 ? readers_of(column, OCTET * n, exclusive, one) : keys_of(column, OCTET * n, one);
+      float query = opaque(lift.readers), key = opaque(lift.keys);
+      words = octet & 1 ? readers_of(column, OCTET * n, exclusive, query) : keys_of(column, OCTET * n, key);
     }
     shared_store<4>(operand_at(tile, channel, octet), words);
   }
@@ -193,36 +194,38 @@ template <int WARPS> DEVICE void multiply_level(Products<WARPS>& products, int t
 
 template <int H, int WARPS, int ROWS>
 DEVICE void add_level(Products<WARPS>& products, int tile, const Positions<ROWS>& column, int own,
-                      int place, int channels, bool exclusive) {
-  put_level<H>(tile, column, own, place, exclusive);
+                      int place, int channels, bool exclusive, const Outcome& lift) {
+  put_level<H>(tile, column, own, place, exclusive, lift);
   barrier();
   if constexpr (H < OCTET) multiply_level(products, tile, channels, H);
   else multiply<WARPS, NONE>(products, tile, tile, channels, true, false);
 }
 
 // Adds the scores of one tile of channels, of which this thread has the own-th: as channel_scores does in scores.cuh, but
-// for those that are made apart.
+// for those that are made apart. What is found is too large by both lifts.
 template <int WARPS, int ROWS>
 DEVICE void add_scores(Products<WARPS>& products, int a, int b, const Positions<ROWS>& column, int own,
-                       int place, int channels, int near, bool exclusive, float earlier, float before, float after) {
+                       int place, int channels, const Outcome& lift, bool exclusive, float earlier, float before,
+                       float after) {
+  int near = lift.near;
   if (near) {
     // A key over its prefix is the key times its suffix over the total.
     float start = near == 2 ? earlier * before : before, suffix = 1.0f / (start * product_of(column.e));
-    put_prefixed(a, column, own, place, exclusive, start);
-    put_suffixed(b, column, own, place, suffix);
+    put_prefixed(a, column, own, place, exclusive, start * lift.readers);
+    put_suffixed(b, column, own, place, suffix * lift.keys);
     barrier();
     if (exclusive) multiply<WARPS, EARLIER>(products, a, b, channels, true, near == 2);
     else multiply<WARPS, ADDED>(products, a, b, channels, true, near == 2);
     barrier();
     if (near == 2) return;
   } else {
-    add_level<2>(products, b, column, own, place, channels, exclusive);
-    add_level<4>(products, a, column, own, place, channels, exclusive);
-    add_level<8>(products, b, column, own, place, channels, exclusive);  // a is free after it
+    add_level<2>(products, b, column, own, place, channels, exclusive, lift);
+    add_level<4>(products, a, column, own, place, channels, exclusive, lift);
+    add_level<8>(products, b, column, own, place, channels, exclusive, lift);  // a is free after it
   }
   // Pairs between the blocks of 16; of one that is near, the second block's readers are there already.
-  if (ROWS * place < SUB) put_suffixed(a, column, own, place, after);
-  else if (!near) put_prefixed(a, column, own, place, exclusive, before);
+  if (ROWS * place < SUB) put_suffixed(a, column, own, place, after * lift.keys);
+  else if (!near) put_prefixed(a, column, own, place, exclusive, before * lift.readers);
   barrier();
   multiply<WARPS, NONE>(products, a, a, channels, false, true);
   barrier();
@@ -289,13 +292,15 @@ DEVICE void sum_of_quads(const float (&acc)[8], float (&found)[2]) {
   }
 }
 
-template <int WARPS> DEVICE void finish(Pairs<WARPS>& pairs, const Products<WARPS>& products) {
+template <int WARPS> DEVICE void finish(Pairs<WARPS>& pairs, const Products<WARPS>& products, float factor) {
   UNROLL for (int n = 0; n < Products<WARPS>::COUNT; n++) {
     int row = opaque(pair_row()), column = opaque(pair_column());
     UNROLL for (int slot = 0; slot < 3; slot++) {
       if (slot < 2 || owner_of<WARPS>(n) < 2) sum_of_quads(products.block[n][slot], pairs.value[n][slot]);
       else pairs.value[n][slot][0] = pairs.value[n][slot][1] = 0.0f;
     }
+    UNROLL for (int slot = 0; slot < 3; slot++)
+      UNROLL for (int m = 0; m < 2; m++) pairs.value[n][slot][m] *= factor;
     UNROLL for (int m = 0; m < 2; m++)
       if (turned(owner_of<WARPS>(n)) ? column + m < row : column + m > row) pairs.value[n][0][m] = 0.0f;
   }

@@ -63,26 +63,31 @@ DEVICE int row_operand_at(int tiles, int row, int chunk) {
 }
 
 // A channel's decays outside a thread's positions: in its own block of 16 before and after them, and of the other block.
-// `totals` has every side's product.
+// And the largest of all its numbers, each times the decays between it and the chunk's end (`later`), or its start: at
+// `totals` and `numbers` is every side's product, and its largest as far as its own end, or start.
 struct Around {
-  float before, after, other;
+  float before, after, other, largest;
 };
 
-DEVICE Around around(int totals, int own, int side) {
-  Around found = {1.0f, 1.0f, shared_float(totals + 4 * ((side ^ SIDES / 2) * KT + own))};
+DEVICE Around around(int totals, int numbers, int own, int side, float total, float most, bool later) {
+  auto number = [&](int at, int turn) { return shared_float(at + 4 * ((side ^ turn) * KT + own)); };
+  auto join = [&](bool second, float mine, float my_total, float others, float their_total) {
+    return second == later ? larger(mine, others * my_total) : larger(mine * their_total, others);
+  };
+  Around found = {1.0f, 1.0f, number(totals, SIDES / 2)};
+  float others = number(numbers, SIDES / 2);
   if (SIDES == 4) {
-    found.other *= shared_float(totals + 4 * ((side ^ 3) * KT + own));
-    float next = shared_float(totals + 4 * ((side ^ 1) * KT + own));
-    found.before = side & 1 ? next : 1.0f;
-    found.after = side & 1 ? 1.0f : next;
+    bool odd = side & 1;
+    float next = number(totals, 1), far = number(totals, 3);
+    most = join(odd, most, total, number(numbers, 1), next);
+    others = join(odd, others, found.other, number(numbers, 3), far);
+    found.other *= far;
+    total *= next;
+    found.before = odd ? next : 1.0f;
+    found.after = odd ? 1.0f : next;
   }
+  found.largest = join(side >= SIDES / 2, most, total, others, found.other);
   return found;
-}
-
-// The largest of every side's numbers, the thread's own given.
-DEVICE float largest_of_sides(int numbers, int own, int side, float mine) {
-  UNROLL for (int n = 1; n < SIDES; n++) mine = larger(mine, shared_float(numbers + 4 * ((side ^ n) * KT + own)));
-  return mine;
 }
 
 // A power of two that brings the warp's numbers to where float16 is precise.
@@ -127,15 +132,18 @@ DEVICE void load_values(Values& values, int tile) {
 // strong gate leaves something of them.
 DEVICE float weigh_values(Values& values, int weights, float factor = 1.0f) {
   float most = 0.0f;
-  UNROLL for (int v = 0; v < STRIPS; v++)
-    UNROLL for (int step = 0; step < CHUNK / 4; step++)
+  UNROLL for (int step = 0; step < CHUNK / 4; step++) {
+    float weight = shared_float(weights + 4 * (4 * step + quad_lane())), largest = 0.0f;
+    UNROLL for (int v = 0; v < STRIPS; v++)
       UNROLL for (int n = 0; n < 2; n++) {
         unsigned pair = values.word[v][step][n];
-        most = larger(most, larger(magnitude(half_low(pair)), magnitude(half_high(pair))));
+        largest = larger(largest, larger(magnitude(half_low(pair)), magnitude(half_high(pair))));
       }
+    most = larger(most, largest * weight);
+  }
   float lift = lift_of(largest_of_warp(most) * magnitude(factor));
   UNROLL for (int step = 0; step < CHUNK / 4; step++) {
-    float weight = shared_float(weights + 4 * (4 * step + quad_lane())) * (lift * factor);
+    float weight = shared_float(weights + 4 * (4 * step + quad_lane())) * factor * lift;
     UNROLL for (int v = 0; v < STRIPS; v++)
       UNROLL for (int n = 0; n < 2; n++) {
         unsigned pair = values.word[v][step][n];
