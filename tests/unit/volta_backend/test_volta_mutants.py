@@ -14,7 +14,7 @@ from portable_gla_volta import emulator, sources
 CASES = {
     "channel": (half("mutant-channel", value_dim=72), 1),
     "slow": (half("mutant-slow", regime="slow", tokens=37, value_dim=62), 1),  # values through shared memory
-    "few": (half("mutant-few", tokens=3, key_dim=40), 1),  # decays in the range between
+    "few": (half("mutant-few", tokens=2, key_dim=40), 1),  # decays in the range between
     "bonus": (half("mutant-bonus", bonus=True, regime="extreme", reverse=True), 1),
     "head": (half("mutant-head", gate="head", tokens=37), 1),
     "head-bonus": (half("mutant-head-bonus", gate="head", bonus=True, tokens=37, k_heads=1), 1),
