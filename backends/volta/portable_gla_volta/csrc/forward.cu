@@ -18,7 +18,7 @@ constexpr int O_AT = WK == 1 ? VALUES_AT : 0;
 constexpr int PARTIALS = VALUES_AT, PARTIALS_END = PARTIALS + partials_bytes(WARPS);
 constexpr int SCORES_END = SCORES_AT + CHUNK * CHUNK * 2;
 // Per channel: the chunk's decay times a lift, and one over the lift; of a tile's channels the decays of every side and
-// its largest keys.
+// its largest keys with their suffixes.
 constexpr int TOTALS = PARTIALS_END > SCORES_END ? PARTIALS_END : SCORES_END, LIFTS = TOTALS + 4 * KP;
 constexpr int SIDE_TOTALS = LIFTS + 4 * KP, SIDE_KEYS = SIDE_TOTALS + 4 * SIDES * KT;
 constexpr int VECTORS = SIDE_KEYS + 4 * SIDES * KT;
@@ -27,7 +27,7 @@ constexpr int VOTES = VECTORS + VECTOR_BYTES;
 constexpr int LARGEST = VOTES + 16;
 constexpr int STARTS = LARGEST + 16;  // of the rows of q, k, v, g and o: beside the state no registers are left to keep them
 constexpr int STRIP_BYTES = 2048;  // a warp's part of o, of 16 columns
-constexpr bool LIFTED = TILES == 1;
+constexpr bool LIFTED = TILES == 1;  // the scores' operands: see scores.cuh
 static_assert(WK == 1 || WK / 2 * BV * CHUNK * 4 <= KEYS_AT);
 
 // Of a warp: strips of 16 columns by both blocks of positions.
