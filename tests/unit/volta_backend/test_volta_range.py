@@ -52,8 +52,8 @@ MISSED = {
     "scores-strong": (dataclasses.replace(SMALL_Q, regime="strong"), 5, None),
     # A bonus times a small q.
     "bonus-head": (dataclasses.replace(
-        CASE, tokens=36, batch=3, q_heads=1, k_heads=1, v_heads=1, gate_heads=1, key_dim=1, value_dim=39, gate="constant",
-        gate_dtype=F32, bonus=True, regime="all-resets", magnitudes=(0.001, 4.0, 1.0)), 10, None),
+        CASE, tokens=36, batch=3, q_heads=1, k_heads=1, v_heads=1, gate_heads=1, key_dim=1, value_dim=39,
+        gate="constant", gate_dtype=F32, bonus=True, regime="all-resets", magnitudes=(0.001, 4.0, 1.0)), 10, None),
 }
 
 

@@ -16,8 +16,8 @@
 // of v for itself leaves o in their place, else it lies where the readers were.
 constexpr int KEYS_AT = TILES * TILE_BYTES, VALUES_AT = 2 * KEYS_AT, SCORES_AT = VALUES_AT + CHUNK * BV * 2;
 constexpr int O_AT = WK == 1 ? VALUES_AT : 0;
-// Per channel: the chunk's decay times a lift, and one over the lift, its upper half; of a tile's channels the decays of every side and
-// its largest keys.
+// Per channel: the chunk's decay times a lift, and the upper half of one over the lift; of a tile's channels the decays of
+// every side and its largest keys with their suffixes.
 constexpr int TOTALS = SCORES_AT + SCORE_BYTES, LIFTS = TOTALS + 4 * KP;
 constexpr int SIDE_TOTALS = LIFTS + 2 * KP, SIDE_KEYS = SIDE_TOTALS + 4 * SIDES * KT;
 constexpr int VECTORS = SIDE_KEYS + 4 * SIDES * KT;
@@ -25,9 +25,9 @@ constexpr int READER_LIFTS = VECTORS;  // per channel: one over each tile's lift
 constexpr int VOTES = VECTORS + VECTOR_BYTES + OCTET_BYTES;
 constexpr int LARGEST = VOTES + 16;
 constexpr int APART = LARGEST + 16;  // sums of every warp
-constexpr int STARTS = APART + 6 * HELD * WARPS;  // of the rows of q, k, v, g and o: beside the state no registers are left to keep them
+constexpr int STARTS = APART + 6 * HELD * WARPS;  // of the rows of q, k, v, g and o: few registers are left beside a state
 constexpr int STRIP_BYTES = 2048;  // a warp's part of o, of 16 columns
-constexpr bool LIFTED = TILES == 1;
+constexpr bool LIFTED = TILES == 1;  // the scores' operands: see scores.cuh
 static_assert(WK == 1 || WK / 2 * BV * CHUNK * 4 <= KEYS_AT);
 
 // Of a warp: strips of 16 columns by both halves of every octet of positions.
