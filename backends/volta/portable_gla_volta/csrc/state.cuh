@@ -131,23 +131,24 @@ DEVICE void load_values(Values& values, int tile) {
 // Each position by its number in `weights`. Returns the power of two by which they are multiplied besides, so that a
 // strong gate leaves something of them.
 DEVICE float weigh_values(Values& values, int weights, float factor = 1.0f) {
-  float most = 0.0f;
+  float most = 0.0f, weight[CHUNK / 4];
   UNROLL for (int step = 0; step < CHUNK / 4; step++) {
-    float weight = shared_float(weights + 4 * (4 * step + quad_lane())), largest = 0.0f;
+    weight[step] = shared_float(weights + 4 * (4 * step + quad_lane()));
+    float largest = 0.0f;
     UNROLL for (int v = 0; v < STRIPS; v++)
       UNROLL for (int n = 0; n < 2; n++) {
         unsigned pair = values.word[v][step][n];
         largest = larger(largest, larger(magnitude(half_low(pair)), magnitude(half_high(pair))));
       }
-    most = larger(most, largest * weight);
+    most = larger(most, largest * weight[step]);
   }
   float lift = lift_of(largest_of_warp(most) * magnitude(factor));
   UNROLL for (int step = 0; step < CHUNK / 4; step++) {
-    float weight = shared_float(weights + 4 * (4 * step + quad_lane())) * factor * lift;
+    float taken = weight[step] * factor * lift;
     UNROLL for (int v = 0; v < STRIPS; v++)
       UNROLL for (int n = 0; n < 2; n++) {
         unsigned pair = values.word[v][step][n];
-        values.word[v][step][n] = pack_half(half_low(pair) * weight, half_high(pair) * weight);
+        values.word[v][step][n] = pack_half(half_low(pair) * taken, half_high(pair) * taken);
       }
   }
   return lift;
