@@ -218,7 +218,6 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Positions<
   }
   barrier();
   add_between<WARPS, CHUNKS>(scores, a, a);
-  barrier();
 }
 
 // Per head: products of q and k as they are, the decays come after. Leaves both in their tiles.
