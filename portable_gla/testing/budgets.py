@@ -47,8 +47,8 @@ float64: no wider computation is at hand on every machine, so the truth has an e
 baseline's error is then what float32 makes of the same case (inputs rounded to float32), and that and the nudge count
 times the ratio of the two units, 2⁻²⁹; u is float64's.
 
-Not held to a budget: elements whose truth passes the range of the output's dtype, or where the float32 baseline
-overflows.
+Not held to a budget: elements whose truth passes the range of the output's dtype, or comes so near to its end that the
+budget does, or where the float32 baseline overflows.
 """
 
 from __future__ import annotations
@@ -180,10 +180,24 @@ def expected(inputs: Inputs, final_dtype: torch.dtype | None = None, *,
         error = error.maximum(_rms(relative, -1)[..., None] * terms[name]) if error.numel() else error
         error = error + ratio * (nudged[name] - value).abs()
         common = error + rounding(value, dtype) + _TINY
-        found[name] = Expected(
-            value, common + unit(call.state_dtype) * terms[name] + operands[name],
-            common + unit(case.dtype) * terms[name], ignored,
-            FACTORS[dtype])
+        noise = common + unit(call.state_dtype) * terms[name] + operands[name]
+        element_noise = common + unit(case.dtype) * terms[name]
+        reach = value.abs() + FACTORS[dtype].element * noise.maximum(element_noise)
+        ignored = ignored | (reach > torch.finfo(dtype).max)
+        found[name] = Expected(value, noise, element_noise, ignored, FACTORS[dtype])
+    return found
+
+
+def _squares(call: Call, do: Tensor, dfinal: Tensor | None) -> dict[str, Tensor]:
+    """Return the sum of the squares of the terms of every quantity."""
+    squared, do, dfinal = _squared(call), do.square(), None if dfinal is None else dfinal.square()
+    found = outputs(Oracle(), squared, do, dfinal)
+    if squared.g is not None and squared.g.dim() == 1:
+        # The recurrence sums n · path² over the paths. Its derivative by the logarithm of the gate sums n² · path².
+        step = 1 / (16 * max(call.q.shape[1], 1))
+        after, before = (
+            outputs(Oracle(), dataclasses.replace(squared, g=squared.g + by), do, dfinal)["dg"] for by in (step, -step))
+        found["dg"] = found["dg"].maximum((after - before) / (2 * step))
     return found
 
 

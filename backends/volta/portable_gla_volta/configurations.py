@@ -22,6 +22,7 @@ CHUNK = 32
 
 _WIDTHS = (32, 64, 128, 256)  # to which K is rounded up
 _VECTORS = 400  # bytes of a chunk's decays per head
+_OCTETS = 272  # and of those within eight positions
 
 
 class Sweep(NamedTuple):
@@ -73,8 +74,8 @@ def _decays(shape: Sweep) -> tuple[int, int]:
 
 def forward(shape: Sweep, channel: bool) -> Kernel:
     """Return the forward pass in float16."""
-    shared = 2 * CHUNK * shape.keys * 2 + max(CHUNK * (shape.wide + CHUNK) * 2, 2 * shape.warps * 1024)
-    shared += sum(_decays(shape)) + _VECTORS + 16 + 16 + 48
+    shared = 2 * CHUNK * shape.keys * 2 + CHUNK * (shape.wide + CHUNK) * 2
+    shared += sum(_decays(shape)) - 2 * shape.keys + _VECTORS + _OCTETS + 16 + 16 + 6 * _tile(shape.keys) + 48
     return Kernel("forward", "forward.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
 
 

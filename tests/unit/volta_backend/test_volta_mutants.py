@@ -13,8 +13,8 @@ from portable_gla_volta import emulator, sources
 # In this order they are tried on a fault until one shows it: each with its segments, 0: decoded.
 CASES = {
     "channel": (half("mutant-channel", value_dim=72), 1),
-    "slow": (half("mutant-slow", regime="slow", tokens=37), 1),
-    "few": (half("mutant-few", tokens=3, key_dim=4), 1),  # decays in the range between
+    "slow": (half("mutant-slow", regime="slow", tokens=37, value_dim=62), 1),  # values through shared memory
+    "few": (half("mutant-few", tokens=2, key_dim=40), 1),  # decays in the range between
     "bonus": (half("mutant-bonus", bonus=True, regime="extreme", reverse=True), 1),
     "head": (half("mutant-head", gate="head", tokens=37), 1),
     "head-bonus": (half("mutant-head-bonus", gate="head", bonus=True, tokens=37, k_heads=1), 1),
@@ -42,6 +42,15 @@ PATCHES: tuple[tuple[Patch, str], ...] = (
            "shared_set_half(tile + element_at<CHUNKS, PATTERN>(row, column), to_half(value));",
            "shared_set_half(tile + element_at<CHUNKS, PATTERN>(row ^ (MUTANT ? 1 : 0), column), to_half(value));"),
      "budget"),
+    (Patch("halves of octets", "operands.cuh", "8 * (upper() ^ swapped()); }",
+           "8 * (MUTANT ? upper() : upper() ^ swapped()); }"), "budget"),
+    (Patch("another block", "operands.cuh", "x1 = opaque(x ^ ((owner + 1) % OCTETS) << 4)",
+           "x1 = opaque(x ^ ((owner + (MUTANT ? 2 : 1)) % OCTETS) << 4)"), "budget"),
+    (Patch("another quad pair", "operands.cuh", "shuffle_xor(acc[i + 4], 24)",
+           "shuffle_xor(acc[i + 4], MUTANT ? 8 : 24)"), "budget"),
+    (Patch("keys in rows", "operands.cuh", "if (turned(owner)) {", "if (!MUTANT && turned(owner)) {"), "budget"),
+    (Patch("another's sums", "operands.cuh", "first = position / ROWS * parts;",
+           "first = position / ROWS * (MUTANT ? 1 : parts);"), "budget"),
     # Shuffles and mma: left out, by some lanes only, with differing masks.
     (Patch("skipped shuffle", "state.cuh", "unsigned got = shuffle_xor(odd ? first : second, 2);",
            "unsigned got = odd ? first : second; if (!MUTANT) got = shuffle_xor(got, 2);"), "budget"),
@@ -54,19 +63,23 @@ PATCHES: tuple[tuple[Patch, str], ...] = (
     # Memory: past the end, at odd places, never written, written twice, another block's.
     (Patch("rows past the end", "forward.cu", "if (position + row >= end) continue;",
            "if (!MUTANT && position + row >= end) continue;"), "global-bounds"),
+    (Patch("values past the end", "state.cuh", "if (row + 4 * step < end && column",
+           "if ((MUTANT || row + 4 * step < end) && column"), "global-bounds"),
     (Patch("misaligned", "state.cuh", "8 * quad_row());", "8 * quad_row() + (MUTANT ? 4 : 0));"), "alignment"),
     (Patch("never written", "vectors.cuh", "if (i == 0) shared_set(offset + VECTOR_TOTAL, total);",
            "if (!MUTANT && i == 0) shared_set(offset + VECTOR_TOTAL, total);"), "uninitialised"),
-    (Patch("every lane votes", "scores.cuh", "if (lane() == 0) shared_set_half(votes",
-           "if (MUTANT || lane() == 0) shared_set_half(votes"), "race"),
+    (Patch("every lane votes", "scores.cuh", "  if (lane() == 0) {\n    Words<1> word;",
+           "  if (MUTANT || lane() == 0) {\n    Words<1> word;"), "race"),
     (Patch("another's columns", "gradients.cu", "first_value = tile * KT;", "first_value = (MUTANT ? 0 : tile) * KT;"),
      "blocks"),
     (Patch("another's chunk", "states.cu", "(slot + chunk) * sequences.heads + head",
            "(slot + (MUTANT ? 0 : chunk)) * sequences.heads + head"), "budget"),
     # Decisions: each warp its own, and the wrong one.
-    (Patch("a warp decides alone", "forward.cu", "int near = outcome<WARPS>(VOTES);",
-           "int near = outcome<WARPS>(VOTES); if (MUTANT && warp() == 1) near = 2 - near;"), "barrier"),
-    (Patch("always near", "scores.cuh", "  return least;", "  return MUTANT ? 2 : least;"), "budget"),
+    (Patch("a warp decides alone", "forward.cu", "Outcome voted = outcome<WARPS, LIFTED>(VOTES);",
+           "Outcome voted = outcome<WARPS, LIFTED>(VOTES); if (MUTANT && warp() == 1) voted.near = 2 - voted.near;"),
+     "barrier"),
+    (Patch("always near", "scores.cuh", "found.near = all & 2 ? 0 : all & 1 ? 1 : 2;",
+           "found.near = MUTANT || !(all & 2) ? MUTANT || !(all & 1) ? 2 : 1 : 0;"), "budget"),
 )
 
 

@@ -193,12 +193,11 @@ def test_the_plan_states_the_floor_and_what_bounds_a_v100(dim: int, floor: float
         assert words in text, text
 
 
-SHARED = {(32, True): 0.5, (64, True): 0.5, (128, True): 0.5, (256, True): 1.1,
-          (32, False): 0.7, (64, False): 0.75, (128, False): 0.65, (256, False): 1.42}
-"""Time in shared memory over time in DRAM, of a forward pass of (K = V, gates per channel), at most; gates in float32.
-
-Above 1 it would be the longer: at 256, whose programs have 64 columns of V, a quarter, and make the scores for each
-again. The README says so."""
+SHARED = {(32, True): 0.27, (64, True): 0.36, (128, True): 0.33, (256, True): 0.82,
+          (32, False): 0.43, (64, False): 0.52, (128, False): 0.44, (256, False): 1.0}
+"""Time in shared memory over time in DRAM, of a forward pass of (K = V, gates per channel), at most; gates in float32."""
+TENSOR = {(256, False): 1.13}
+"""Time in the tensor cores over time in DRAM, of a forward pass, where it is not below 1: 4,096 of 4,992 mma are of states."""
 
 
 @pytest.mark.parametrize(("dim", "channel"), SHARED)
@@ -212,10 +211,11 @@ def test_what_shared_memory_takes_beside_dram(dim: int, channel: bool) -> None:
         assert bound is not None
         ratio = bound.seconds["shared memory"] / bound.seconds["DRAM"]
         assert ratio <= (0.7 if backward else SHARED[dim, channel])
-        assert bound.seconds["tensor cores"] < max(bound.seconds["DRAM"], bound.seconds["shared memory"])
+        most = 1.0 if backward else TENSOR.get((dim, channel), 1.0)
+        assert bound.seconds["tensor cores"] < most * bound.seconds["DRAM"]
 
 
-STRONG = {32: 0.8, 64: 0.8, 128: 0.75, 256: 2.2}
+STRONG = {32: 0.32, 64: 0.41, 128: 0.38, 256: 0.99}
 """As ``SHARED``, where every block of 16 positions goes by levels."""
 
 

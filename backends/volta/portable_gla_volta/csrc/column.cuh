@@ -68,6 +68,16 @@ template <int ROWS> DEVICE void load_decays(float (&e)[ROWS], const Rows& g, int
   }
 }
 
+// The largest of k times the suffix within these positions.
+template <int ROWS> DEVICE float largest_key(const Positions<ROWS>& column) {
+  float suffix = 1.0f, most = 0.0f;
+  UNROLL for (int r = ROWS - 1; r >= 0; r--) {
+    most = larger(most, magnitude(k_of(column, r) * suffix));
+    suffix *= column.e[r];
+  }
+  return most;
+}
+
 template <int ROWS> DEVICE float product_of(const float (&e)[ROWS]) {
   float total = 1.0f;
   UNROLL for (int r = 0; r < ROWS; r++) total *= e[r];

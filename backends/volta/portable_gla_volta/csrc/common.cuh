@@ -172,20 +172,25 @@ DEVICE float exponential(float x) {
   return x == x ? y : x;
 }
 
-// The largest power of two that is at most x, kept where its square and inverse are numbers.
+// The largest power of two that is at most x, kept where a few thousands of it, and its inverse, are numbers.
 DEVICE float power_below(float x) {
   unsigned bits = float_to_bits(x) & 0x7F800000u;
   bits = bits < 0x1F800000u ? 0x1F800000u : bits;  // 2^-64
-  bits = bits > 0x5F800000u ? 0x5F800000u : bits;  // 2^64
+  bits = bits > 0x71800000u ? 0x71800000u : bits;  // 2^100
   return bits_to_float(bits);
 }
 
 // One over a power of two.
 DEVICE float inverse_power(float x) { return bits_to_float(0x7F000000u - float_to_bits(x)); }
 
-// What brings numbers of at most x to below 64: float16 then holds 2^-30 of them, and leaves room to grow by 1024.
-// At most 2^30, so that a state times it is a number.
-DEVICE float lift_of(float x) { return smaller(32.0f * inverse_power(power_below(x)), 1073741824.0f); }
+// What brings numbers of at most x, decays included, to below 2^14: most of float16's range lies below. Of what is less
+// than 2^-`least` no more than of that: a state is multiplied by the lift of what it takes up, and is a number yet.
+DEVICE float lift_of(float x, int least = 47) {
+  unsigned bits = float_to_bits(x) & 0x7F800000u, bottom = (unsigned)(127 - least) << 23;
+  bits = bits < bottom ? bottom : bits;
+  bits = bits > 0x71800000u ? 0x71800000u : bits;  // 2^100
+  return x == 0.0f ? 1.0f : bits_to_float(0x7F000000u + (13u << 23) - bits);
+}
 
 DEVICE float largest_of_warp(float x) {
   UNROLL for (int mask = 16; mask; mask >>= 1) x = larger(x, shuffle_xor(x, mask));

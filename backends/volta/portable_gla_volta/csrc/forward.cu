@@ -9,35 +9,57 @@
 #include "column.cuh"
 #include "vectors.cuh"
 #include "scores.cuh"
+#include "operands.cuh"
 #include "state.cuh"
 
-// Shared memory: the operands, of readers (where parts of o meet) and of keys; partial scores, and after them v and the
-// scores. A warp that has its columns of v for itself leaves o in their place, else it lies where the readers were.
+// Shared memory: the operands, of readers (where parts of o meet) and of keys; v; the scores. A warp that has its columns
+// of v for itself leaves o in their place, else it lies where the readers were.
 constexpr int KEYS_AT = TILES * TILE_BYTES, VALUES_AT = 2 * KEYS_AT, SCORES_AT = VALUES_AT + CHUNK * BV * 2;
 constexpr int O_AT = WK == 1 ? VALUES_AT : 0;
-constexpr int PARTIALS = VALUES_AT, PARTIALS_END = PARTIALS + partials_bytes(WARPS);
-constexpr int SCORES_END = SCORES_AT + CHUNK * CHUNK * 2;
-// Per channel: the chunk's decay times a lift, and one over the lift; of a tile's channels the decays of every side and
-// its largest keys.
-constexpr int TOTALS = PARTIALS_END > SCORES_END ? PARTIALS_END : SCORES_END, LIFTS = TOTALS + 4 * KP;
-constexpr int SIDE_TOTALS = LIFTS + 4 * KP, SIDE_KEYS = SIDE_TOTALS + 4 * SIDES * KT;
+// Per channel: the chunk's decay times a lift, and the upper half of one over the lift; of a tile's channels the decays of
+// every side and its largest keys with their suffixes.
+constexpr int TOTALS = SCORES_AT + SCORE_BYTES, LIFTS = TOTALS + 4 * KP;
+constexpr int SIDE_TOTALS = LIFTS + 2 * KP, SIDE_KEYS = SIDE_TOTALS + 4 * SIDES * KT;
 constexpr int VECTORS = SIDE_KEYS + 4 * SIDES * KT;
-constexpr int VOTES = VECTORS + VECTOR_BYTES;
+constexpr int READER_LIFTS = VECTORS;  // per channel: one over each tile's lift of its readers
+constexpr int VOTES = VECTORS + VECTOR_BYTES + OCTET_BYTES;
 constexpr int LARGEST = VOTES + 16;
-constexpr int STARTS = LARGEST + 16;  // of the rows of q, k, v, g and o: beside the state no registers are left to keep them
+constexpr int APART = LARGEST + 16;  // sums of every warp
+constexpr int STARTS = APART + 6 * HELD * WARPS;  // of the rows of q, k, v, g and o: few registers are left beside a state
 constexpr int STRIP_BYTES = 2048;  // a warp's part of o, of 16 columns
+constexpr bool LIFTED = TILES == 1;  // the scores' operands: see scores.cuh
 static_assert(WK == 1 || WK / 2 * BV * CHUNK * 4 <= KEYS_AT);
 
-// Of a warp: strips of 16 columns by both blocks of positions.
+// Of a warp: strips of 16 columns by both halves of every octet of positions.
 struct Out {
   float strip[STRIPS][2][8];
 };
 
+// Where number i of a half's results lies.
+DEVICE int out_position(int half, int i) {
+  return 16 * quad_column() + 8 * (i >> 2) + 4 * half + (lane() & 2) + (i & 1);
+}
+
+// One over the least lift of the tiles' readers.
+DEVICE float least_lift() {
+  if (!CHANNEL) return 1.0f;
+  int lifts = opaque(READER_LIFTS);
+  float found = shared_float(lifts);
+  UNROLL for (int tile = 1; tile < TILES; tile++) found = larger(found, shared_float(lifts + 4 * tile));
+  return found;
+}
+
 // o += the state read by q, from registers and the first tiles.
 DEVICE void read_by(Out& o, const Carried& state, int tiles, float factor) {
-  int place = opaque(operand_at(tiles, row_of_b(), warp_keys() / 8));
+  int channel = warp_keys() + quad_lane(), octet = 2 * quad_column() + upper();
+  int place[2] = {opaque(operand_at(tiles, channel, octet)), opaque(operand_at(tiles, channel + 4, octet))};
   UNROLL for (int p = 0; p < PARTS; p++) {
     if (FENCED && p) warp_barrier();  // or too many operands would be fetched at once
+    if (CHANNEL && TILES > 1 && p * 32 % KT == 0) {  // from one tile's lift to the next one's
+      int lifts = opaque(READER_LIFTS + 4 * ((warp_keys() + 32 * p) / KT));
+      factor *= shared_float(lifts);
+      if (p) factor *= inverse_power(shared_float(lifts - 4));
+    }
     UNROLL for (int half = 0; half < 2; half++) {
       unsigned own[STRIPS][2][2], other[STRIPS][2][2];
       UNROLL for (int v = 0; v < STRIPS; v++) {
@@ -47,14 +69,13 @@ DEVICE void read_by(Out& o, const Carried& state, int tiles, float factor) {
       }
       UNROLL for (int column = 0; column < 2; column++) {
         bool mine = quad_column() == column;
-        UNROLL for (int block = 0; block < 2; block++) {
-          int turned = place ^ (4 * (p % 2) + 2 * column + half) << 4;
-          Words<4> words = shared_load<4>(turned + 16 * CHUNKS * 16 * block + p / 2 * TILE_BYTES);
-          UNROLL for (int t = 0; t < 2; t++) {
-            unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
-            UNROLL for (int v = 0; v < STRIPS; v++) {
-              unsigned a[2] = {mine ? own[v][t][0] : other[v][t][0], mine ? own[v][t][1] : other[v][t][1]};
-              mma<true, true>(o.strip[v][block], a, b);
+        UNROLL for (int t = 0; t < 2; t++) {
+          Words<4> words = shared_load<4>(place[t] + ROW_BYTES * (32 * p + 16 * column + 8 * half));
+          UNROLL for (int v = 0; v < STRIPS; v++) {
+            unsigned a[2] = {mine ? own[v][t][0] : other[v][t][0], mine ? own[v][t][1] : other[v][t][1]};
+            UNROLL for (int part = 0; part < 2; part++) {
+              unsigned b[2] = {words.word[2 * part], words.word[2 * part + 1]};
+              mma<true, false>(o.strip[v][part], a, b);
             }
           }
         }
@@ -65,49 +86,48 @@ DEVICE void read_by(Out& o, const Carried& state, int tiles, float factor) {
 
 // o += the chunk's own values by its scores; warps that share columns of V share the positions j.
 DEVICE void read_scores(Out& o, const Values& values, int tile) {
-  int row = opaque(row_of_b());
-  UNROLL for (int chunk = 0; chunk < CHUNK / 8; chunk++) {
-    if (chunk % WK != warp() / WV) continue;
-    Words<4> words[2];
-    UNROLL for (int block = chunk < 2 ? 0 : 1; block < 2; block++)
-      words[block] = shared_load<4>(tile + tile_at<4, SCORES>(16 * block + row, chunk));
-    UNROLL for (int t = 0; t < 2; t++)
-      UNROLL for (int block = chunk < 2 ? 0 : 1; block < 2; block++) {
-        unsigned b[2] = {words[block].word[2 * t], words[block].word[2 * t + 1]};
-        UNROLL for (int v = 0; v < STRIPS; v++)
-          mma<false, true>(o.strip[v][block], values.word[v][2 * chunk + t], b);
+  int row = opaque(16 * quad_column() + 8 * upper() + quad_lane());
+  UNROLL for (int octet = 0; octet < OCTETS; octet++) {
+    if (octet % WK != warp() / WV) continue;
+    UNROLL for (int half = 0; half < 2; half++) {
+      Words<4> words = shared_load<4>(operand_at(tile, row + 4 * half, octet));
+      UNROLL for (int t = 0; t < 2; t++) {
+        unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
+        UNROLL for (int v = 0; v < STRIPS; v++) mma<false, true>(o.strip[v][half], values.word[v][2 * octet + t], b);
       }
+    }
   }
 }
 
-// Warps that share columns of V add up what they found, the later half of them into the first until one is left.
+// The later one of two warps that share columns of V gives what it found to the first, where the readers were.
 DEVICE void sum_parts(Out& o) {
-  UNROLL for (int left = WK / 2; left; left /= 2) {
-    int part = warp() / WV, strip = part % left * WV + warp() % WV;
-    barrier();
-    if (part >= left && part < 2 * left)
-      UNROLL for (int v = 0; v < STRIPS; v++)
-        UNROLL for (int block = 0; block < 2; block++)
-          store_result(STRIP_BYTES * (STRIPS * strip + v) + STRIP_BYTES / 2 * block, o.strip[v][block]);
-    barrier();
-    if (part < left)
-      UNROLL for (int v = 0; v < STRIPS; v++)
-        UNROLL for (int block = 0; block < 2; block++)
-          add_result(STRIP_BYTES * (STRIPS * strip + v) + STRIP_BYTES / 2 * block, o.strip[v][block]);
+  static_assert(WK <= 2);
+  if (WK == 1) {
+    warp_barrier();  // o takes the place of v
+    return;
   }
-  if (WK > 1) barrier();
-  else warp_barrier();  // o takes the place of v
+  int strip = warp() % WV;
+  if (warp() / WV)
+    UNROLL for (int v = 0; v < STRIPS; v++)
+      UNROLL for (int half = 0; half < 2; half++)
+        store_result(STRIP_BYTES * (STRIPS * strip + v) + STRIP_BYTES / 2 * half, o.strip[v][half]);
+  barrier();
+  if (!(warp() / WV))
+    UNROLL for (int v = 0; v < STRIPS; v++)
+      UNROLL for (int half = 0; half < 2; half++)
+        add_result(STRIP_BYTES * (STRIPS * strip + v) + STRIP_BYTES / 2 * half, o.strip[v][half]);
+  barrier();
 }
 
 // Each warp its own columns, from where its results lie to rows.
 DEVICE void store_out(const Out& out, const Rows& o, int position, int end, int first_value, int value_dim, float factor) {
-  int row_of = opaque(result_column(0)), value_of = opaque(carried_value(0));
+  int row_of = opaque(out_position(0, 0)), value_of = opaque(carried_value(0));
   UNROLL for (int v = 0; v < STRIPS; v++)
-    UNROLL for (int block = 0; block < 2; block++)
+    UNROLL for (int half = 0; half < 2; half++)
       UNROLL for (int i = 0; i < 8; i++)
-        shared_set_half(O_AT + element_at<BV / 8, VALUES>(16 * block + row_of + (i & 1) + 8 * (i >> 2),
+        shared_set_half(O_AT + element_at<BV / 8, VALUES>(row_of + 4 * half + (i & 1) + 8 * (i >> 2),
                                                           value_of + 16 * v + (i & 2)),
-                        to_half(out.strip[v][block][i] * factor));
+                        to_half(out.strip[v][half][i] * factor));
   warp_barrier();
   int column = opaque(warp_values() + 2 * (lane() & 7)), row_in = opaque(2 * (lane() >> 3));
   bool whole = !(value_dim & 1);  // rows of o start at whole words
@@ -152,88 +172,106 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     keep(3, arguments.g);
     keep(4, arguments.o);
   }
+  for (int n = thread(); n < SCORE_BYTES / 16; n += THREADS) shared_store<4>(SCORES_AT + 16 * n, {{0, 0, 0, 0}});
   barrier();
   for (int position = start; position < end; position += CHUNK) {
     // This thread's channel of a tile, and which of its positions.
     int number = opaque(thread()), own = number % KT, side = number / KT;
-    bool active = number < SIDES * KT;
-    if (!CHANNEL && warp() == 0) head_vectors(VECTORS, rows(3, arguments.g), position, end, exclusive);
-    Scores<WARPS> scores;
-    clear(scores.diagonal);
-    clear(scores.between);
+    if (!CHANNEL && warp() == 0) {
+      float e = head_vectors(VECTORS, rows(3, arguments.g), position, end, exclusive);
+      octet_vectors(VECTORS, e, exclusive);
+    }
+    Products<WARPS> products;
+    clear(products);
+    float scores_lifted = 1.0f;
+    Apart apart = {0.0f, 0.0f};
+    bool some_apart = exclusive;
+    Rows of_q, of_k;  // per head there are registers for them
+    if (!CHANNEL) {
+      of_q = rows(0, arguments.q);
+      of_k = rows(1, arguments.x);
+    }
     int tiles = TILES == 1 ? 1 : opaque(TILES);  // one after another
     for (int tile = 0; tile < tiles; tile++) {
       int channel = tile * KT + own, readers = tile_offset(0, tile), keys = tile_offset(KEYS_AT, tile);
-      bool inside = active && channel < key_dim;
+      bool inside = channel < key_dim;
       int first = position + HELD * side;
       Positions<HELD> column;
-      load_pairs(column, rows(0, arguments.q), rows(1, arguments.x), first, end, channel, inside);
+      load_pairs(column, CHANNEL ? rows(0, arguments.q) : of_q, CHANNEL ? rows(1, arguments.x) : of_k, first, end, channel,
+                 inside);
       float bonus = arguments.bonus && inside ? bits_to_float(
           global_load<1>(arguments.bonus + (int64)head * key_dim + channel).word[0]) : 1.0f;
       if (CHANNEL) {
         load_decays(column.e, rows(3, arguments.g), first, end, channel, inside);
-        float total = product_of(column.e);
-        float key = 0.0f;
-        UNROLL for (int r = 0; r < HELD; r++) key = larger(key, magnitude(k_of(column, r)));
-        if (active) {
-          shared_set(SIDE_TOTALS + 4 * (side * KT + own), total);
-          shared_set(SIDE_KEYS + 4 * (side * KT + own), key);
-        }
-        vote(VOTES, column, active);
+        vote(VOTES, column, true, bonus);
+        float total = product_of(column.e), key = largest_key(column);
+        shared_set(SIDE_TOTALS + 4 * (side * KT + own), total);
+        shared_set(SIDE_KEYS + 4 * (side * KT + own), key);
         barrier();
-        int near = outcome<WARPS>(VOTES);
-        Around decay = {1.0f, 1.0f, 1.0f};
-        float lift = 1.0f;
-        if (active) {
-          decay = around(SIDE_TOTALS, own, side);
-          lift = lift_of(largest_of_sides(SIDE_KEYS, own, side, key));
-          if (side == 0) shared_set(TOTALS + 4 * channel, total * decay.after * decay.other * lift);
-          if (side == 1) shared_set(LIFTS + 4 * channel, inverse_power(lift));
+        Outcome voted = outcome<WARPS, LIFTED>(VOTES);
+        if (LIFTED) scores_lifted = voted.readers * voted.keys;
+        if (thread() == 0) shared_set(READER_LIFTS + 4 * tile, inverse_power(voted.read));
+        Around decay = around(SIDE_TOTALS, SIDE_KEYS, own, side, total, key, true);
+        float lift = lift_of(decay.largest);
+        if (side == 0) shared_set(TOTALS + 4 * channel, total * decay.after * decay.other * lift);
+        if (side == 1) shared_set_half(LIFTS + 2 * channel, (unsigned short)(float_to_bits(inverse_power(lift)) >> 16));
+        float earlier = side < SIDES / 2 ? 1.0f : decay.other;
+        float later = opaque((side < SIDES / 2 ? decay.other : 1.0f) * decay.after * lift);
+        if (exclusive || voted.near == 0) {
+          some_apart = true;
+          add_own(apart, column, bonus);
+          if (voted.near == 0) add_next(apart, column, exclusive);
         }
-        float earlier = side < SIDES / 2 ? 1.0f : decay.other, later = side < SIDES / 2 ? decay.other : 1.0f;
-        channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, near, exclusive, bonus, earlier,
-                                      decay.before, decay.after);
-        if (active) {
-          if (near != 2) put_readers<CHUNKS>(readers, column, own, side, exclusive, earlier * decay.before);
-          put_keys<CHUNKS>(keys, column, own, side, later * decay.after * lift);
-        }
+        add_scores(products, readers, keys, column, own, side, KT, voted, exclusive, earlier, decay.before,
+                   decay.after);
+        if (voted.near != 2)
+          put_prefixed(readers, column, own, side, exclusive,
+                       earlier * decay.before * inverse_power(shared_float(READER_LIFTS + 4 * tile)));
+        put_suffixed(keys, column, own, side, later);
       } else {
-        head_scores<WARPS, CHUNKS>(scores, readers, keys, column, active, own, side, exclusive, bonus);
+        put_queries(readers, column, own, side);
+        put_untouched_keys(keys, column, own, side);
+        if (exclusive) add_own(apart, column, bonus);
       }
     }
-    store_partials<WARPS>(scores, PARTIALS);
+    if (some_apart) store_apart<WARPS, HELD>(APART, apart);
+    if (!CHANNEL || some_apart) barrier();
+    Pairs<WARPS> scores;
+    if (!CHANNEL) {
+      if (exclusive) multiply<WARPS, EARLIER>(products, 0, KEYS_AT, KP, true, true);
+      else multiply<WARPS, ADDED>(products, 0, KEYS_AT, KP, true, true);
+    }
+    finish(scores, products, CHANNEL && LIFTED ? inverse_power(scores_lifted) : 1.0f);
+    if (some_apart) add_apart<WARPS, HELD>(scores, APART, KT / 32);
+    if (!CHANNEL) decay_scores(scores, VECTORS, exclusive);
+    store_largest(scores, LARGEST);
     barrier();
-    Blocks<WARPS> blocks;
-    sum_partials<WARPS>(blocks, PARTIALS);
-    if (!CHANNEL)
-      UNROLL for (int n = 0; n < Blocks<WARPS>::COUNT; n++) {
-        int mine = warp() + n * WARPS;
-        if (mine < BLOCKS) decay_pairs(blocks.value[n], VECTORS, block_row(mine), block_column(mine), exclusive);
-      }
-    store_largest<WARPS>(blocks, LARGEST);
-    barrier();
-    float unit = unit_of_scores<WARPS>(LARGEST);
-    put_scores<WARPS>(blocks, SCORES_AT, inverse_power(unit), false);
-    stage_values(VALUES_AT, rows(2, arguments.y), position, end, opaque(first_value), value_dim);
-    barrier();
+    float unit = unit_of_pairs<WARPS>(LARGEST);
+    put_pairs(scores, SCORES_AT, inverse_power(unit));
+    Rows of_v = rows(2, arguments.y);
+    if (!fetched_by_fours(of_v, value_dim)) stage_values(VALUES_AT, of_v, position, end, opaque(first_value), value_dim);
 
     Out out;
     UNROLL for (int v = 0; v < STRIPS; v++)
-      UNROLL for (int block = 0; block < 2; block++) clear(out.strip[v][block]);
+      UNROLL for (int half = 0; half < 2; half++) clear(out.strip[v][half]);
     float state_unit = unit_of_state(state);
-    read_by(out, state, 0, inverse_power(state_unit));
-    UNROLL for (int block = 0; block < 2; block++)
+    read_by(out, state, 0, inverse_power(state_unit) * (TILES > 1 ? inverse_power(least_lift()) : 1.0f));
+    state_unit *= least_lift();
+    UNROLL for (int half = 0; half < 2; half++)
       UNROLL for (int n = 0; n < 4; n++) {
         int i = (n & 1) + 4 * (n >> 1);  // i + 2 is of the same position
         float factor = state_unit * inverse_power(unit);
-        if (!CHANNEL) factor *= shared_float(VECTORS + VECTOR_PREFIX + 4 * (16 * block + result_column(i)));
+        if (!CHANNEL) factor *= shared_float(VECTORS + VECTOR_PREFIX + 4 * out_position(half, i));
         UNROLL for (int v = 0; v < STRIPS; v++) {
-          out.strip[v][block][i] *= factor;
-          out.strip[v][block][i + 2] *= factor;
+          out.strip[v][half][i] *= factor;
+          out.strip[v][half][i + 2] *= factor;
         }
       }
+    barrier();  // the scores are there; the readers are not needed any more
     Values values;
-    load_values(values, VALUES_AT);
+    of_v = rows(2, arguments.y);
+    if (fetched_by_fours(of_v, value_dim)) fetch_values(values, of_v, position, end, opaque(first_value), value_dim);
+    else load_values(values, VALUES_AT);
     read_scores(out, values, SCORES_AT);
     sum_parts(out);
     if (warp() / WV == 0)
@@ -245,7 +283,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
       scale_state(state, shared_float(VECTORS + VECTOR_TOTAL) * lift);
     }
     add_to_state(state, values, KEYS_AT);
-    if (CHANNEL) decay_state(state, LIFTS);
+    if (CHANNEL) scale_channels(state, LIFTS);
     else scale_state(state, inverse_power(lift));
     barrier();
   }

@@ -180,6 +180,32 @@ DEVICE void store_head_gates(const GradientsArguments& arguments, const Work& wo
   }
 }
 
+// Of one channel's operands at level h: a run of h of them is brought to most of float16's range by a power of two of
+// its own, as decays are of its own. `back` takes that of the run which a row's sums are of, back; of level SUB its own.
+DEVICE void lift_runs(float (&numbers)[SUB], float (&back)[SUB], int h) {
+#ifdef FLOAT32
+  UNROLL for (int n = 0; n < SUB; n++) back[n] = 1.0f;
+#else
+  UNROLL for (int n = 0; n < SUB; n++) back[n] = magnitude(numbers[n]);
+  UNROLL for (int step = 1; step < SUB; step *= 2)
+    if (step < h)
+      UNROLL for (int n = 0; n < SUB; n++)
+        if (!(n & step)) back[n] = back[n ^ step] = larger(back[n], back[n ^ step]);
+  UNROLL for (int n = 0; n < SUB; n++) {
+    float lift = lift_of(back[n], 113);
+    numbers[n] *= lift;
+    back[n] = inverse_power(lift);
+  }
+  UNROLL for (int step = 1; step < SUB; step *= 2)
+    UNROLL for (int n = 0; n < SUB; n++)
+      if (!(n & step)) {
+        float low = back[n], high = back[n ^ step];
+        back[n] = step == h ? high : low;
+        back[n ^ step] = step == h ? low : high;
+      }
+#endif
+}
+
 DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work, int tile) {
   const Sequences& sequences = arguments.sequences;
   int own = thread() % KT, side = thread() / KT, channel = tile * KT + own, first = work.position + SUB * side;
@@ -246,7 +272,7 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
   barrier();
   float passed = 0.0f, before = 1.0f, after = 1.0f, total = 1.0f;
   UNROLL for (int n = 0; n < SHARES; n++) passed += shared_float(RESULTS + share_at(n, own));
-  passed *= s.unit * r.unit;
+  passed = passed * s.unit * r.unit;
   if (CHANNEL) {
     float mine = shared_float(TOTALS + 4 * thread()), other = shared_float(TOTALS + 4 * ((1 - side) * KT + own));
     before = side ? other : 1.0f;
@@ -334,21 +360,24 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
     // Pairs, level by level: see scores.cuh. One product gives second halves what keys send, and first halves what
     // comes back from readers.
     for (int h = 1; h <= SUB; h *= 2) {
-      float running = 1.0f;
+      float running = 1.0f, numbers[SUB], back[SUB];
       bool far = h == SUB;
       UNROLL for (int n = 0; n < SUB; n++)
         if (far ? side : n & h) {
           if (far ? n == 0 : (n & (h - 1)) == 0) running = 1.0f;
           float decay = running;
           running *= column.e[n];
-          put<CHUNKS>(OPERAND, SUB * side + n, own, q_of(column, n) * (exclusive ? decay : running));
+          numbers[n] = q_of(column, n) * (exclusive ? decay : running);
         }
       UNROLL for (int n = SUB - 1; n >= 0; n--)
         if (!(far ? side : n & h)) {
           if (far ? n == SUB - 1 : (n & (h - 1)) == h - 1) running = 1.0f;
-          put<CHUNKS>(OPERAND, SUB * side + n, own, k_of(column, n) * running);
+          numbers[n] = k_of(column, n) * running;
           running *= column.e[n];
         }
+      lift_runs(numbers, back, h);
+      UNROLL for (int n = 0; n < SUB; n++) put<CHUNKS>(OPERAND, SUB * side + n, own, numbers[n]);
+      if (far) shared_set(TOTALS + 4 * thread(), back[0]);
       barrier();
       float found[2][8];
       clear(found[0]);
@@ -357,21 +386,22 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
         multiply_columns<SCORE_CHUNKS, PAIRS, CHUNKS>(found, WEIGHTS, OPERAND, 16 * warp(), chunk, HALVES, h);
       store_results<KT>(RESULTS, found, 16 * warp());
       barrier();
-      float paths = 0.0f;
+      float paths = 0.0f, other = far ? shared_float(TOTALS + 4 * ((1 - side) * KT + own)) : 1.0f;
+      UNROLL for (int n = 0; n < SUB; n++) back[n] = (far ? other : back[n]) * unit;
       UNROLL for (int n = 0; n < SUB; n++)  // readers: their prefixes; below, what crosses their gates
         if (far ? side : n & h) {
           if (far ? n == 0 : (n & (h - 1)) == 0) running = 1.0f;
           float decay = running;
           running *= column.e[n];
           dq[n] += shared_float(RESULTS + float_at<KT>(SUB * side + n, own)) *
-                   ((exclusive ? decay : running) * unit);
+                   ((exclusive ? decay : running) * back[n]);
         } else {  // keys: what those before a gate send, crosses it
           if (far ? n == 0 : (n & (h - 1)) == 0) paths = 0.0f;
           dg[n] += paths;
           float factor = 1.0f;
           UNROLL for (int later = SUB - 1; later > 0; later--)
             if (later > n && (far || (later & ~(h - 1)) == (n & ~(h - 1)))) factor *= column.e[later];
-          float sent = shared_float(RESULTS + float_at<KT>(SUB * side + n, own)) * (factor * unit);
+          float sent = shared_float(RESULTS + float_at<KT>(SUB * side + n, own)) * (factor * back[n]);
           dk[n] += sent;
           paths += sent * k_of(column, n);
         }
@@ -382,7 +412,7 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
           UNROLL for (int earlier = 0; earlier < SUB; earlier++)
             if ((exclusive ? earlier < n : earlier <= n) && (far || (earlier & ~(h - 1)) == (n & ~(h - 1))))
               factor *= column.e[earlier];
-          float got = shared_float(RESULTS + float_at<KT>(SUB * side + n, own)) * (factor * unit) * q_of(column, n);
+          float got = shared_float(RESULTS + float_at<KT>(SUB * side + n, own)) * (factor * back[n]) * q_of(column, n);
           dg[n] += exclusive ? paths : paths + got;
           paths += got;
         }
@@ -478,6 +508,7 @@ DEVICE void value_gradients(const GradientsArguments& arguments, const Work& wor
     clear(inner[n]);
   }
   int readers = 0, keys = TILE_BYTES;
+  float lift = 1.0f, scores_lifted = 1.0f;  // lift: of a tile's keys
   for (int block_k = 0; block_k < TILES; block_k++) {
     int channel = block_k * KT + own;
     bool inside = channel < arguments.key_dim;
@@ -487,12 +518,17 @@ DEVICE void value_gradients(const GradientsArguments& arguments, const Work& wor
     if (CHANNEL) {
       load_decays(column.e, g, first, work.end, channel, inside);
       shared_set(TOTALS + 4 * thread(), product_of(column.e));
-      vote(VOTES, column, true);
+      vote(VOTES, column, true, bonus);
       barrier();
-      float other = shared_float(TOTALS + 4 * ((1 - side) * KT + own));
-      channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, true, own, side, outcome<WARPS>(VOTES), exclusive,
-                                    bonus, side ? other : 1.0f);
-      put_keys<CHUNKS>(keys, column, own, side, side ? 1.0f : other);
+      Outcome voted = outcome<WARPS>(VOTES);
+      float other = shared_float(TOTALS + 4 * ((1 - side) * KT + own)), change = voted.written * inverse_power(lift);
+      lift = voted.written;
+      take_up(scores, scores_lifted, voted);
+      UNROLL for (int block = 0; block < 2; block++)
+        UNROLL for (int i = 0; i < 8; i++) found[block][i] *= change;
+      channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, true, own, side, voted, exclusive, bonus,
+                                    side ? other : 1.0f);
+      put_keys<CHUNKS>(keys, column, own, side, side ? lift : other * lift);
     } else {
       head_scores<WARPS, CHUNKS>(scores, readers, keys, column, true, own, side, exclusive, bonus);
     }
@@ -514,11 +550,11 @@ DEVICE void value_gradients(const GradientsArguments& arguments, const Work& wor
   barrier();
   Blocks<WARPS> blocks;
   sum_partials<WARPS>(blocks, 0);
-  if (!CHANNEL)
-    UNROLL for (int n = 0; n < Blocks<WARPS>::COUNT; n++) {
-      int mine = warp() + n * WARPS;
-      if (mine < BLOCKS) decay_pairs(blocks.value[n], VECTORS, block_row(mine), block_column(mine), exclusive);
-    }
+  UNROLL for (int n = 0; n < Blocks<WARPS>::COUNT; n++) {
+    int mine = warp() + n * WARPS;
+    if (CHANNEL) UNROLL for (int i = 0; i < 8; i++) blocks.value[n][i] *= inverse_power(scores_lifted);
+    else if (mine < BLOCKS) decay_pairs(blocks.value[n], VECTORS, block_row(mine), block_column(mine), exclusive);
+  }
   store_largest<WARPS>(blocks, LARGEST);
   barrier();
 #ifdef FLOAT32
@@ -532,7 +568,7 @@ DEVICE void value_gradients(const GradientsArguments& arguments, const Work& wor
     multiply_columns<SCORE_CHUNKS, PAIRS, CHUNKS>(inner, WEIGHTS, DO_AT, 16 * warp(), chunk, FROM);
   UNROLL for (int block = 0; block < 2; block++)
     UNROLL for (int i = 0; i < 8; i++) {
-      float factor = r.unit;
+      float factor = r.unit * inverse_power(lift);
       if (!CHANNEL) factor *= shared_float(VECTORS + VECTOR_SUFFIX + 4 * (16 * block + result_row(i)));
       found[block][i] = fma_(inner[block][i], unit * arguments.scale, found[block][i] * factor);
     }

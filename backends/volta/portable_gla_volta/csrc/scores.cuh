@@ -39,38 +39,94 @@ template <int WARPS, int CHUNKS> DEVICE void add_between(Scores<WARPS>& scores, 
     multiply_rows<CHUNKS>(scores.between, a, 16, b, 0, chunk);
 }
 
-// How small a chunk's decays are: 2 over the whole chunk, 1 within its blocks, else 0; every thread's vote in `votes`,
-// two bytes a warp, to be counted behind a barrier. Who has half a block's positions answers for half of the range.
-constexpr float NEAR_KEY = 200.0f;
+// How small a chunk's decays are: 2 over the whole chunk, 1 within its blocks, else 0; and how large q and k are. Every
+// thread's vote in `votes`, a word of bits a warp, to be counted behind a barrier. Who has half a block's positions answers
+// for half of the range.
+constexpr int SIZES = 10;
 
-template <int ROWS> DEVICE void vote(int votes, const Positions<ROWS>& column, bool active) {
-  constexpr float NEAR_CHUNK = ROWS == SUB ? 16.0f : 4.0f, NEAR_BLOCK = ROWS == SUB ? 128.0f : 11.3137f;
-  float least = 1.0f, most = 1.0f, inclusive = opaque(1.0f), key = 0.0f;
-  UNROLL for (int r = 0; r < ROWS; r++) {
-    inclusive *= column.e[r];
-    least = smaller(least, inclusive);
-    most = larger(most, inclusive);
-    key = larger(key, magnitude(k_of(column, r)));
-  }
-  int found = 2;
-  if (!(least >= 1.0f / NEAR_CHUNK && most <= NEAR_CHUNK)) found = 1;
-  if (!(least >= 1.0f / NEAR_BLOCK && most <= NEAR_BLOCK && key <= NEAR_KEY)) found = 0;
-  if (!active) found = 2;
-  UNROLL for (int mask = 16; mask; mask >>= 1) {
-    int other = shuffle_xor(found, mask);
-    found = other < found ? other : found;
-  }
-  if (lane() == 0) shared_set_half(votes + 2 * warp(), (unsigned short)found);
+// n: below 2^(4 n - 24); 0: nothing.
+DEVICE int size_class(float x) {
+  int above = (int)(float_to_bits(x) >> 23) - 103;  // powers of two above 2^-24
+  return x == 0.0f ? 0 : above < 0 ? 1 : above >= 4 * SIZES ? SIZES : above / 4 + 1;
 }
 
-template <int WARPS> DEVICE int outcome(int votes) {
-  Words<WARPS / 2> words = shared_load<WARPS / 2>(votes);
-  int least = 2;
-  UNROLL for (int w = 0; w < WARPS; w++) {
-    int found = words.word[w / 2] >> 16 * (w % 2) & 0xFFFF;
-    least = found < least ? found : least;
+// `weight`: the bonus, which q meets too.
+template <int ROWS> DEVICE void vote(int votes, const Positions<ROWS>& column, bool active, float weight) {
+  constexpr float NEAR_CHUNK = ROWS == SUB ? 16.0f : 4.0f, NEAR_BLOCK = ROWS == SUB ? 128.0f : 11.3137f;
+  float least = 1.0f, most = 1.0f, inclusive = opaque(1.0f), query = 0.0f, key = 0.0f, gate = 0.0f;
+  UNROLL for (int r = 0; r < ROWS; r++) {
+    inclusive *= column.e[r];
+    gate = larger(gate, column.e[r]);
+    least = smaller(least, inclusive);
+    most = larger(most, inclusive);
+    query = larger(query, magnitude(q_of(column, r)));
+    key = larger(key, magnitude(k_of(column, r)));
   }
-  return least;
+  int found = 0;  // 1: not over the chunk, 2: not within a block, 4: growth; then a bit for each class up to q's and k's
+  if (active) {
+    if (!(least >= 1.0f / NEAR_CHUNK && most <= NEAR_CHUNK)) found |= 1;
+    if (!(least >= 1.0f / NEAR_BLOCK && most <= NEAR_BLOCK)) found |= 2;
+    if (!(gate <= 1.0f)) found |= 4;
+    found |= ((1 << size_class(query * larger(magnitude(weight), 1.0f))) - 1) << 3;
+    found |= ((1 << size_class(key)) - 1) << (3 + SIZES);
+  }
+  UNROLL for (int mask = 16; mask; mask >>= 1) found |= shuffle_xor(found, mask);
+  if (lane() == 0) {
+    Words<1> word;
+    word.word[0] = (unsigned)found;
+    shared_store<1>(votes + 4 * warp(), word);
+  }
+}
+
+// Powers of two bring operands to where float16 is precise, also of what decays leave of them: readers to below 2^14, keys
+// too, or to below 2^8 where they are divided by decays. Growth keeps its room.
+struct Outcome {
+  int near;
+  float readers, keys;  // of the scores
+  float read, written;  // of q that reads a state, of k that meets one
+};
+
+DEVICE float lift_of_class(int classes, int top, bool growth) {
+  int n = (int)(float_to_bits((float)(classes + 1)) >> 23) - 127, power = n ? top + 24 - 4 * n : 0;
+  return bits_to_float((unsigned)(127 + (growth && power > 0 ? 0 : power)) << 23);
+}
+
+// Without LIFTED the scores' operands stay as they are, for programs of many tiles whose registers are full: what is large,
+// or nothing but small, is not near then.
+template <int WARPS, bool LIFTED = true> DEVICE Outcome outcome(int votes) {
+  Words<WARPS> words = shared_load<WARPS>(votes);
+  unsigned all = 0;
+  UNROLL for (int w = 0; w < WARPS; w++) all |= words.word[w];
+  Outcome found;
+  found.near = all & 2 ? 0 : all & 1 ? 1 : 2;
+  found.readers = found.keys = found.read = found.written = 1.0f;
+#ifdef FLOAT32
+  found.near = 0;  // what 16 bits hide would show
+#else
+  bool growth = all & 4;
+  int query = all >> 3 & ((1 << SIZES) - 1), key = all >> (3 + SIZES) & ((1 << SIZES) - 1), top = growth ? 8 : 14;
+  found.read = lift_of_class(query, top, growth);
+  found.written = lift_of_class(key, top, growth);
+  if (LIFTED) {
+    found.readers = found.read;
+    found.keys = found.near ? lift_of_class(key, 8, growth) : found.written;
+  } else {
+    constexpr int SMALL = 1 << 4, LARGE = 1 << 8;  // at least 2^-8, 2^8
+    if ((query && !(query & SMALL)) || (key && !(key & SMALL)) || key & LARGE) found.near = 0;
+    if (found.near == 2) found.read = 1.0f;  // its readers are those of the scores
+  }
+#endif
+  return found;
+}
+
+// Brings what was found so far to the units of the next tile's products. `lifted`: by how much it is too large.
+template <int WARPS> DEVICE void take_up(Scores<WARPS>& scores, float& lifted, const Outcome& next) {
+  float change = next.readers * next.keys * inverse_power(lifted);
+  lifted = next.readers * next.keys;
+  UNROLL for (int n = 0; n < 8; n++) {
+    scores.diagonal[n] *= change;
+    scores.between[n] *= change;
+  }
 }
 
 // q times the chunk's prefix; `before`: of the positions before this thread's, which are the `place`-th.
@@ -96,21 +152,18 @@ template <int CHUNKS, int ROWS> DEVICE void put_keys(int tile, const Positions<R
 
 // Adds the scores of one tile of channels. Thread (channel, place) holds its positions; `earlier` is the decay of the
 // first block where this thread's is the second, else 1; `before` and `after`, of the positions in its block that are
-// another thread's.
+// another thread's. What is found is too large by both lifts.
 template <int WARPS, int CHUNKS, int ROWS>
 DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Positions<ROWS>& column, bool active, int channel,
-                           int place, int near, bool exclusive, float bonus, float earlier, float before = 1.0f,
-                           float after = 1.0f) {
-  int first = ROWS * place;
-#ifdef FLOAT32
-  near = 0;  // what 16 bits hide would show
-#endif
+                           int place, const Outcome& lift, bool exclusive, float bonus, float earlier,
+                           float before = 1.0f, float after = 1.0f) {
+  int first = ROWS * place, near = lift.near;
   bool alone = exclusive || near == 0;  // positions with themselves apart
   if (alone) {
     if (active) {
       UNROLL for (int r = 0; r < ROWS; r++) {
-        put<CHUNKS>(a, first + r, channel, q_of(column, r) * bonus);
-        put<CHUNKS>(b, first + r, channel, k_of(column, r));
+        put<CHUNKS>(a, first + r, channel, q_of(column, r) * (bonus * lift.readers));
+        put<CHUNKS>(b, first + r, channel, k_of(column, r) * lift.keys);
       }
     }
     barrier();
@@ -121,8 +174,8 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Positions<
     if (active) {
       // A key over its prefix is the key times its suffix over the total.
       float start = near == 2 ? earlier * before : before, suffix = 1.0f / (start * product_of(column.e));
-      put_readers<CHUNKS>(a, column, channel, place, exclusive, start);
-      put_keys<CHUNKS>(b, column, channel, place, suffix);
+      put_readers<CHUNKS>(a, column, channel, place, exclusive, start * lift.readers);
+      put_keys<CHUNKS>(b, column, channel, place, suffix * lift.keys);
     }
     barrier();
     add_diagonal<WARPS, CHUNKS>(scores, a, b, exclusive ? BEFORE : UP_TO);
@@ -136,10 +189,10 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Positions<
     int tile = a;
     for (int h = 1; h < SUB; h *= 2) {
       if (active) {
-        float one = opaque(1.0f), prefix = one, suffix = one;
+        float prefix = 1.0f, suffix = 1.0f, query = opaque(lift.readers), key = opaque(lift.keys);
         UNROLL for (int r = 0; r < ROWS; r++) {
           if ((first + r) & h) {
-            if ((r & (h - 1)) == 0) prefix = one;
+            if ((r & (h - 1)) == 0) prefix = query;
             float own = prefix;
             prefix *= column.e[r];
             put<CHUNKS>(tile, first + r, channel, q_of(column, r) * (exclusive ? own : prefix));
@@ -147,7 +200,7 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Positions<
         }
         UNROLL for (int r = ROWS - 1; r >= 0; r--) {
           if (!((first + r) & h)) {
-            if ((r & (h - 1)) == h - 1) suffix = one;
+            if ((r & (h - 1)) == h - 1) suffix = key;
             put<CHUNKS>(tile, first + r, channel, k_of(column, r) * suffix);
             suffix *= column.e[r];
           }
@@ -160,30 +213,35 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Positions<
     // The last level read tile b; a is free.
   }
   if (active) {  // pairs between the blocks; of one that is near, the second block's rows are there already
-    if (first < SUB) put_keys<CHUNKS>(a, column, channel, place, after);
-    else if (!near) put_readers<CHUNKS>(a, column, channel, place, exclusive, before);
+    if (first < SUB) put_keys<CHUNKS>(a, column, channel, place, after * lift.keys);
+    else if (!near) put_readers<CHUNKS>(a, column, channel, place, exclusive, before * lift.readers);
   }
   barrier();
   add_between<WARPS, CHUNKS>(scores, a, a);
-  barrier();
 }
 
 // Per head: products of q and k as they are, the decays come after. Leaves both in their tiles.
 template <int WARPS, int CHUNKS, int ROWS>
 DEVICE void head_scores(Scores<WARPS>& scores, int a, int b, const Positions<ROWS>& column, bool active, int channel,
                         int place, bool exclusive, float bonus) {
+  if (exclusive) {
+    if (active)
+      UNROLL for (int r = 0; r < ROWS; r++) {
+        float query = q_of(column, r), key = k_of(column, r);
+        bool larger_one = magnitude(query) > magnitude(key);  // takes the bonus, and is rounded
+        put<CHUNKS>(a, ROWS * place + r, channel, larger_one ? query * bonus : query);
+        put<CHUNKS>(b, ROWS * place + r, channel, larger_one ? key : key * bonus);
+      }
+    barrier();
+    add_diagonal<WARPS, CHUNKS>(scores, a, b, SAME);
+    barrier();
+  }
   if (active)
     UNROLL for (int r = 0; r < ROWS; r++) {
-      put<CHUNKS>(a, ROWS * place + r, channel, q_of(column, r) * bonus);
+      put<CHUNKS>(a, ROWS * place + r, channel, q_of(column, r));
       put<CHUNKS>(b, ROWS * place + r, channel, k_of(column, r));
     }
   barrier();
-  if (exclusive) {
-    add_diagonal<WARPS, CHUNKS>(scores, a, b, SAME);
-    barrier();
-    if (active) UNROLL for (int r = 0; r < ROWS; r++) put<CHUNKS>(a, ROWS * place + r, channel, q_of(column, r));
-    barrier();
-  }
   add_diagonal<WARPS, CHUNKS>(scores, a, b, exclusive ? BEFORE : UP_TO);
   add_between<WARPS, CHUNKS>(scores, a, b);
 }

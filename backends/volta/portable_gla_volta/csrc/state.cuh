@@ -13,7 +13,7 @@ constexpr int STRIPS = BV / 16 / WV;                      // of 16 columns, a wa
 constexpr int HELD = THREADS >= 4 * KT ? SUB / 2 : SUB;   // positions of a channel that a thread has
 constexpr int SIDES = CHUNK / HELD;
 constexpr bool FENCED = PARTS * STRIPS > 2;               // a state that leaves few registers for anything else
-static_assert(STRIPS * WV * 16 == BV && PARTS * 32 * WK == KP && THREADS >= SIDES * KT);
+static_assert(STRIPS * WV * 16 == BV && PARTS * 32 * WK == KP && THREADS == SIDES * KT);
 
 struct Carried {
   float s[STRIPS][PARTS][2][8];
@@ -56,33 +56,38 @@ DEVICE void write_state(const Carried& state, const State& to, int row, int head
         }
 }
 
-// Where a tile of channels lies, and a chunk of 8 channels of all.
+// Where a tile of channels lies, and a chunk of 8 channels of all in rows of positions.
 DEVICE int tile_offset(int tiles, int tile) { return tiles + TILE_BYTES * tile; }
-DEVICE int operand_at(int tiles, int row, int chunk) {
+DEVICE int row_operand_at(int tiles, int row, int chunk) {
   return tile_offset(tiles, chunk / CHUNKS) + tile_at<CHUNKS>(row, chunk % CHUNKS);
 }
 
 // A channel's decays outside a thread's positions: in its own block of 16 before and after them, and of the other block.
-// `totals` has every side's product.
+// And the largest of all its numbers, each times the decays between it and the chunk's end (`later`), or its start: at
+// `totals` and `numbers` is every side's product, and its largest as far as its own end, or start.
 struct Around {
-  float before, after, other;
+  float before, after, other, largest;
 };
 
-DEVICE Around around(int totals, int own, int side) {
-  Around found = {1.0f, 1.0f, shared_float(totals + 4 * ((side ^ SIDES / 2) * KT + own))};
+DEVICE Around around(int totals, int numbers, int own, int side, float total, float most, bool later) {
+  auto number = [&](int at, int turn) { return shared_float(at + 4 * ((side ^ turn) * KT + own)); };
+  auto join = [&](bool second, float mine, float my_total, float others, float their_total) {
+    return second == later ? larger(mine, others * my_total) : larger(mine * their_total, others);
+  };
+  Around found = {1.0f, 1.0f, number(totals, SIDES / 2)};
+  float others = number(numbers, SIDES / 2);
   if (SIDES == 4) {
-    found.other *= shared_float(totals + 4 * ((side ^ 3) * KT + own));
-    float next = shared_float(totals + 4 * ((side ^ 1) * KT + own));
-    found.before = side & 1 ? next : 1.0f;
-    found.after = side & 1 ? 1.0f : next;
+    bool odd = side & 1;
+    float next = number(totals, 1), far = number(totals, 3);
+    most = join(odd, most, total, number(numbers, 1), next);
+    others = join(odd, others, found.other, number(numbers, 3), far);
+    found.other *= far;
+    total *= next;
+    found.before = odd ? next : 1.0f;
+    found.after = odd ? 1.0f : next;
   }
+  found.largest = join(side >= SIDES / 2, most, total, others, found.other);
   return found;
-}
-
-// The largest of every side's numbers, the thread's own given.
-DEVICE float largest_of_sides(int numbers, int own, int side, float mine) {
-  UNROLL for (int n = 1; n < SIDES; n++) mine = larger(mine, shared_float(numbers + 4 * ((side ^ n) * KT + own)));
-  return mine;
 }
 
 // A power of two that brings the warp's numbers to where float16 is precise.
@@ -126,20 +131,24 @@ DEVICE void load_values(Values& values, int tile) {
 // Each position by its number in `weights`. Returns the power of two by which they are multiplied besides, so that a
 // strong gate leaves something of them.
 DEVICE float weigh_values(Values& values, int weights, float factor = 1.0f) {
-  float most = 0.0f;
-  UNROLL for (int v = 0; v < STRIPS; v++)
-    UNROLL for (int step = 0; step < CHUNK / 4; step++)
-      UNROLL for (int n = 0; n < 2; n++) {
-        unsigned pair = values.word[v][step][n];
-        most = larger(most, larger(magnitude(half_low(pair)), magnitude(half_high(pair))));
-      }
-  float lift = lift_of(largest_of_warp(most) * magnitude(factor));
+  float most = 0.0f, weight[CHUNK / 4];
   UNROLL for (int step = 0; step < CHUNK / 4; step++) {
-    float weight = shared_float(weights + 4 * (4 * step + quad_lane())) * (lift * factor);
+    weight[step] = shared_float(weights + 4 * (4 * step + quad_lane()));
+    float largest = 0.0f;
     UNROLL for (int v = 0; v < STRIPS; v++)
       UNROLL for (int n = 0; n < 2; n++) {
         unsigned pair = values.word[v][step][n];
-        values.word[v][step][n] = pack_half(half_low(pair) * weight, half_high(pair) * weight);
+        largest = larger(largest, larger(magnitude(half_low(pair)), magnitude(half_high(pair))));
+      }
+    most = larger(most, largest * weight[step]);
+  }
+  float lift = lift_of(largest_of_warp(most) * magnitude(factor));
+  UNROLL for (int step = 0; step < CHUNK / 4; step++) {
+    float taken = weight[step] * factor * lift;
+    UNROLL for (int v = 0; v < STRIPS; v++)
+      UNROLL for (int n = 0; n < 2; n++) {
+        unsigned pair = values.word[v][step][n];
+        values.word[v][step][n] = pack_half(half_low(pair) * taken, half_high(pair) * taken);
       }
   }
   return lift;
@@ -164,13 +173,46 @@ DEVICE void decay_state(Carried& state, int totals) {
       }
 }
 
+// S <- S times the powers of two at `powers`, the upper half of a float a channel.
+DEVICE void scale_channels(Carried& state, int powers) {
+  int first = powers + 2 * opaque(carried_key(0, 0, 0));
+  UNROLL for (int p = 0; p < PARTS; p++)
+    UNROLL for (int t = 0; t < 2; t++)
+      UNROLL for (int i = 0; i < 8; i += 4) {
+        unsigned pair = shared_load<1>(first + 2 * (carried_key(p, t, i) - carried_key(0, 0, 0))).word[0];
+        float factor[2] = {bits_to_float(pair << 16), bits_to_float(pair & 0xFFFF0000u)};
+        UNROLL for (int v = 0; v < STRIPS; v++)
+          UNROLL for (int n = 0; n < 4; n++) state.s[v][p][t][i + n] *= factor[n & 1];
+      }
+}
+
 // S <- S + Vᵀ X, with X in the tiles at `tiles`.
 DEVICE void add_to_state(Carried& state, const Values& values, int tiles) {
+  int channel = warp_keys() + 16 * quad_column() + 8 * upper() + quad_lane();
+  int place[2] = {opaque(operand_at(tiles, channel, 0)), opaque(operand_at(tiles, channel + 4, 0))};
+  UNROLL for (int octet = 0; octet < OCTETS; octet++) {
+    int from[2] = {opaque(place[0] ^ octet << 4), opaque(place[1] ^ octet << 4)};
+    UNROLL for (int p = 0; p < PARTS; p++) {
+      if (FENCED) warp_barrier();  // or too many operands would be fetched at once
+      UNROLL for (int t = 0; t < 2; t++) {
+        Words<4> words = shared_load<4>(from[t] + 32 * ROW_BYTES * p);
+        UNROLL for (int step = 0; step < 2; step++) {
+          unsigned b[2] = {words.word[2 * step], words.word[2 * step + 1]};
+          UNROLL for (int v = 0; v < STRIPS; v++)
+            mma<false, true>(state.s[v][p][t], values.word[v][2 * octet + step], b);
+        }
+      }
+    }
+  }
+}
+
+// The same with X in row-major tiles of positions: with other operands ptxas runs out of registers in states.cu.
+DEVICE void add_rows_to_state(Carried& state, const Values& values, int tiles) {
   // Eight rows or chunks on, a place differs by a constant.
   constexpr int NEXT = PARTS > 1 ? 4 : 0;
   int row = quad_lane(), first = warp_keys() / 8 + 2 * quad_column() + upper();
-  int place[2][2] = {{opaque(operand_at(tiles, row, first)), opaque(operand_at(tiles, row, first + NEXT))},
-                     {opaque(operand_at(tiles, 4 + row, first)), opaque(operand_at(tiles, 4 + row, first + NEXT))}};
+  int place[2][2] = {{opaque(row_operand_at(tiles, row, first)), opaque(row_operand_at(tiles, row, first + NEXT))},
+                     {opaque(row_operand_at(tiles, 4 + row, first)), opaque(row_operand_at(tiles, 4 + row, first + NEXT))}};
   UNROLL for (int step = 0; step < CHUNK / 4; step++) {
     if (FENCED) warp_barrier();  // or too many operands would be fetched at once
     UNROLL for (int p = 0; p < PARTS; p++) {
@@ -200,5 +242,25 @@ DEVICE void stage_values(int tile, const Rows& rows, int position, int end, int 
     }
     UNROLL for (int n = 0; n < FLIGHT; n++)
       shared_store<1>(tile + element_at<BV / 8, VALUES>(first + n * ROWS_AT_ONCE, column), found[n]);
+  }
+}
+
+// Whether a row's columns can be fetched four at a time, which are all there or not.
+DEVICE bool fetched_by_fours(const Rows& rows, int value_dim) {
+  return rows.tensor->channel == 1 && !((int64)rows.start & 7) && !(rows.tensor->token & 3) && !(value_dim & 3);
+}
+
+// The same operands as load_values', past shared memory.
+DEVICE void fetch_values(Values& values, const Rows& rows, int position, int end, int first_value, int value_dim) {
+  int column = first_value + opaque(warp_values() + 8 * upper() + 4 * quad_row()), row = position + opaque(quad_lane());
+  UNROLL for (int step = 0; step < CHUNK / 4; step++) {
+    if (FENCED) warp_barrier();  // or too many addresses would be kept
+    const char* from = row_address(rows, opaque(row + 4 * step), column, 2);
+    UNROLL for (int v = 0; v < STRIPS; v++) {
+      Words<2> words = {{0, 0}};
+      if (row + 4 * step < end && column + 16 * v < value_dim) words = global_load<2>(from + 32 * v);
+      values.word[v][step][0] = words.word[0];
+      values.word[v][step][1] = words.word[1];
+    }
   }
 }

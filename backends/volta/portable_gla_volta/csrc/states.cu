@@ -10,6 +10,7 @@
 #include "column.cuh"
 #include "vectors.cuh"
 #include "scores.cuh"
+#include "operands.cuh"
 #include "state.cuh"
 
 constexpr int VALUES_AT = TILE_BYTES * TILES;
@@ -111,38 +112,35 @@ KERNEL(states, THREADS, 2, SweepArguments) {
           first_gate = e[0];
           e[0] = 1.0f;
         }
-        UNROLL for (int r = 0; r < HELD; r++) most = larger(most, magnitude(number[r] * weight));
         float total = product_of(e), lift = 1.0f;
+        UNROLL for (int n = 0; n < HELD; n++) {
+          float gate = forward ? e[HELD - 1 - n] : e[n], next = weight * gate;
+          float taken = forward || arguments.exclusive ? weight : next;
+          if (forward) number[HELD - 1 - n] *= taken;
+          else number[n] *= taken;
+          weight = next;
+        }
+        UNROLL for (int r = 0; r < HELD; r++) most = larger(most, magnitude(number[r]));
         int side_totals = SIDE_TOTALS + tile % 2 * SIDE_BYTES, side_numbers = side_totals + SIDE_BYTES / 2;
-        Around decay = {1.0f, 1.0f, 1.0f};
+        Around decay = {1.0f, 1.0f, 1.0f, 0.0f};
         if (active) {
           shared_set(side_totals + 4 * (side * KT + own), total);
           shared_set(side_numbers + 4 * (side * KT + own), most);
         }
         barrier();
         if (active) {
-          decay = around(side_totals, own, side);
-          lift = lift_of(largest_of_sides(side_numbers, own, side, most));
+          decay = around(side_totals, side_numbers, own, side, total, most, forward);
+          lift = lift_of(decay.largest);
           total *= decay.before * decay.after * decay.other;
           if (side == 0) shared_set(LIFTS + 4 * channel, first_gate * inverse_power(lift));
           if (side == 1) shared_set(TOTALS + 4 * channel, total * lift);
         }
-        weight *= lift * (forward ? decay.after : decay.before);
+        weight = lift * (forward ? decay.after : decay.before);
         if (forward == side < SIDES / 2) weight *= decay.other;
         decays[tile] *= total * first_gate;
       }
-      if (active) {
-        UNROLL for (int n = 0; n < HELD; n++) {
-          int r = forward ? HELD - 1 - n : n;
-          float taken = weight;
-          if (CHANNEL) {
-            weight *= forward ? e[HELD - 1 - n] : e[n];
-            if (!forward && !arguments.exclusive) taken = weight;
-          }
-          float found = forward ? number[HELD - 1 - n] : number[n];
-          put<CHUNKS>(operand, HELD * side + r, own, found * taken);
-        }
-      }
+      if (active)
+        UNROLL for (int r = 0; r < HELD; r++) put<CHUNKS>(operand, HELD * side + r, own, number[r] * weight);
     }
     barrier();
     Values values;
@@ -155,7 +153,7 @@ KERNEL(states, THREADS, 2, SweepArguments) {
       scale_state(state, shared_float(VECTORS + VECTOR_TOTAL) * lift);
       decays[0] *= shared_float(VECTORS + VECTOR_TOTAL) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f);
     }
-    add_to_state(state, values, 0);
+    add_rows_to_state(state, values, 0);
     if (CHANNEL) decay_state(state, LIFTS);
     else scale_state(state, inverse_power(lift) * (split ? shared_float(VECTORS + VECTOR_FIRST) : 1.0f));
     barrier();

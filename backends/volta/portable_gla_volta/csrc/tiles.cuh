@@ -21,11 +21,11 @@ template <int CHUNKS, Pattern PATTERN = ROWS> DEVICE int tile_at(int row, int ch
   return row * (CHUNKS * 16) + chunk * 16;
 #else
   if constexpr (CHUNKS >= 8) {
-    return row * (CHUNKS * 16) + ((chunk ^ (row & 7)) << 4);
+    return row * (CHUNKS * 16) + ((chunk ^ (row & 7) ^ (PATTERN == VALUES ? row >> 2 & 4 : 0)) << 4);
   } else {
     static_assert(CHUNKS == 4);
     int line = row >> 1;
-    int turn = PATTERN == PAIRS ? ((line ^ line >> 2) & 1) | (line & 2) | (line & 1) << 2 : PATTERN == ROWS ? line & 3 : PATTERN == VALUES ? 2 * (line & 3) : ((line >> 1) ^ (line & 1)) & 3;
+    int turn = PATTERN == PAIRS ? ((line ^ line >> 2) & 1) | (line & 2) | (line & 1) << 2 : PATTERN == ROWS ? line & 3 : PATTERN == VALUES ? (2 * (line & 3)) ^ (line >> 1 & 4) : ((line >> 1) ^ (line & 1)) & 3;
     return line * 128 + ((((row & 1) << 2 | chunk) ^ turn) << 4);
   }
 #endif
