@@ -211,17 +211,17 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
         Outcome voted = outcome<WARPS, LIFTED>(VOTES);
         if (LIFTED) scores_lifted = voted.readers * voted.keys;
         if (thread() == 0) shared_set(READER_LIFTS + 4 * tile, inverse_power(voted.read));
+        if (exclusive || voted.near == 0) {
+          some_apart = true;  // before decays are at hand: there are no registers for both
+          add_own(apart, column, bonus);
+          if (voted.near == 0) add_next(apart, column, exclusive);
+        }
         Around decay = around(SIDE_TOTALS, SIDE_KEYS, own, side, total, key, true);
         float lift = lift_of(decay.largest);
         if (side == 0) shared_set(TOTALS + 4 * channel, total * decay.after * decay.other * lift);
         if (side == 1) shared_set_half(LIFTS + 2 * channel, (unsigned short)(float_to_bits(inverse_power(lift)) >> 16));
         float earlier = side < SIDES / 2 ? 1.0f : decay.other;
         float later = opaque((side < SIDES / 2 ? decay.other : 1.0f) * decay.after * lift);
-        if (exclusive || voted.near == 0) {
-          some_apart = true;
-          add_own(apart, column, bonus);
-          if (voted.near == 0) add_next(apart, column, exclusive);
-        }
         add_scores(products, readers, keys, column, own, side, KT, voted, exclusive, earlier, decay.before,
                    decay.after);
         if (voted.near != 2)
