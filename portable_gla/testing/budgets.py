@@ -47,8 +47,8 @@ float64: no wider computation is at hand on every machine, so the truth has an e
 baseline's error is then what float32 makes of the same case (inputs rounded to float32), and that and the nudge count
 times the ratio of the two units, 2⁻²⁹; u is float64's.
 
-Not held to a budget: elements whose truth passes the range of the output's dtype, or comes so near to its end that the
-budget does, or where the float32 baseline overflows.
+Not held to a budget: elements whose truth passes the range of the output's dtype, or where the float32 baseline
+overflows. Where the budget alone passes the range, infinity stands for the largest number.
 """
 
 from __future__ import annotations
@@ -180,24 +180,10 @@ def expected(inputs: Inputs, final_dtype: torch.dtype | None = None, *,
         error = error.maximum(_rms(relative, -1)[..., None] * terms[name]) if error.numel() else error
         error = error + ratio * (nudged[name] - value).abs()
         common = error + rounding(value, dtype) + _TINY
-        noise = common + unit(call.state_dtype) * terms[name] + operands[name]
-        element_noise = common + unit(case.dtype) * terms[name]
-        reach = value.abs() + FACTORS[dtype].element * noise.maximum(element_noise)
-        ignored = ignored | (reach > torch.finfo(dtype).max)
-        found[name] = Expected(value, noise, element_noise, ignored, FACTORS[dtype])
-    return found
-
-
-def _squares(call: Call, do: Tensor, dfinal: Tensor | None) -> dict[str, Tensor]:
-    """Return the sum of the squares of the terms of every quantity."""
-    squared, do, dfinal = _squared(call), do.square(), None if dfinal is None else dfinal.square()
-    found = outputs(Oracle(), squared, do, dfinal)
-    if squared.g is not None and squared.g.dim() == 1:
-        # The recurrence sums n · path² over the paths. Its derivative by the logarithm of the gate sums n² · path².
-        step = 1 / (16 * max(call.q.shape[1], 1))
-        after, before = (
-            outputs(Oracle(), dataclasses.replace(squared, g=squared.g + by), do, dfinal)["dg"] for by in (step, -step))
-        found["dg"] = found["dg"].maximum((after - before) / (2 * step))
+        found[name] = Expected(
+            value, common + unit(call.state_dtype) * terms[name] + operands[name],
+            common + unit(case.dtype) * terms[name], ignored,
+            FACTORS[dtype])
     return found
 
 
@@ -215,16 +201,20 @@ def _squares(call: Call, do: Tensor, dfinal: Tensor | None) -> dict[str, Tensor]
 
 
 def compare(found: Tensor, expected: Expected) -> Verdict:
-    """Hold one result to its budget at every level; a NaN or an infinity that is not the truth's is beyond any."""
+    """Hold one result to its budget at every level; NaN, or infinity where a large number is not as good, fails."""
     truth = expected.truth
     if tuple(found.shape) != tuple(truth.shape):
         return Verdict(math.inf, 0.0, False, f"shape {list(found.shape)}, expected {list(truth.shape)}")
-    error = (found.detach().cpu().double() - truth).abs().nan_to_num(nan=math.inf)
+    whole, row, element = expected.factors
+    largest = torch.finfo(found.dtype).max
+    value = found.detach().cpu().double()
+    overflows = truth.abs() + element * expected.noise.maximum(expected.element_noise) > largest
+    value = torch.where(overflows & (value == truth.sign() * math.inf), truth.sign() * largest, value)
+    error = (value - truth).abs().nan_to_num(nan=math.inf)
     error, noise, element_noise = (
         x.masked_fill(expected.ignored, 0.0) for x in (error, expected.noise, expected.element_noise))
     if error.numel() == 0:
         return Verdict(0.0, 0.0, True, "empty")
-    whole, row, element = expected.factors
     if error.shape[-1] < _FEW:
         row = element
     if error.numel() < _FEW:

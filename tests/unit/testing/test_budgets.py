@@ -95,6 +95,15 @@ def test_beyond_the_range_of_the_dtype_anything_may_come():
     assert budgets.compare(expected.truth.half(), expected).ok
 
 
+def test_infinity_passes_where_the_budget_reaches_it_and_nothing_else_does():
+    """Of float16: a truth of 65,500 may be rounded to infinity, half of it is wrong, and so is minus infinity."""
+    truth, noise = torch.tensor([[65_500.0, 1.0, -65_500.0]]).double(), torch.full((1, 3), 20.0).double()
+    expected = budgets.Expected(truth, noise, noise, truth > math.inf, budgets.FACTORS[torch.float16])
+    for value, ok in (([math.inf, 1, -math.inf], True), ([32_750, 1, -65_500], False), ([-math.inf, 1, -65_500], False),
+                      ([65_500, math.inf, -65_500], False), ([65_500, 1, math.nan], False)):
+        assert budgets.compare(torch.tensor([value]).half(), expected).ok == ok
+
+
 @pytest.mark.parametrize(("dtype", "units"), [
     (torch.float64, 20), (torch.float32, 20), (torch.bfloat16, 2), (torch.float16, 2)])
 def test_the_truth_rounded_passes_and_some_units_in_the_last_place_do_not(dtype, units):
