@@ -195,7 +195,7 @@ def test_the_plan_states_the_floor_and_what_bounds_a_v100(dim: int, floor: float
 
 SHARED = {(32, True): 0.27, (64, True): 0.36, (128, True): 0.33, (256, True): 0.82,
           (32, False): 0.43, (64, False): 0.52, (128, False): 0.44, (256, False): 1.0}
-"""Time in shared memory over time in DRAM, at most, of a forward pass of (K = V, gates per channel) in float32."""
+"""Time in shared memory over DRAM's, at most, of a forward pass by (K = V, gates per channel); gates in float32."""
 TENSOR = {(256, False): 1.13}
 """Time in the tensor cores over time in DRAM, where it is not below 1: 4,096 of 4,992 mma are of states."""
 
