@@ -22,7 +22,7 @@
 
 namespace emulator {
 
-constexpr size_t STACK = 256 << 10;  // pages that are never touched cost nothing
+constexpr size_t STACK = 4 << 20;  // translated PTX of wide kernels takes more than 256 KiB; pages that are never touched cost nothing
 
 #ifdef EMULATOR_UCONTEXT
 
