@@ -53,10 +53,10 @@ def tokens_of(first, length, chunk, present, C: tl.constexpr, REVERSE: tl.conste
 
 
 @triton.jit
-def rows(x, start, tokens, stride, columns, inside, SIZE: tl.constexpr):
+def rows(x, start, tokens, stride, columns, inside, size):
     """Load [tokens, columns]; zero where there is none."""
     return tl.load(x + start + tokens[:, None] * stride + columns[None, :],
-                   mask=inside[:, None] & (columns < SIZE)[None, :], other=0.0)
+                   mask=inside[:, None] & (columns < size)[None, :], other=0.0)
 
 
 @triton.jit

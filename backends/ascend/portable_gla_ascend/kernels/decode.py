@@ -10,11 +10,11 @@ def decode(
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, g_row, g_token, g_head,
     state_row, state_head, state_k, state_v, out_row, out_token, out_head, out_v, slots_row,
     q_group, k_group, v_group, g_group,
-    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, BONUS: tl.constexpr, SLOTS: tl.constexpr, BK: tl.constexpr,
+    K, V, GATE: tl.constexpr, BONUS: tl.constexpr, SLOTS: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr,
 ):
     """Write o and, in place, the states; a slot of -1 gives zeros. Walks ``items`` = rows x heads x tiles of V."""
-    tiles_v: tl.constexpr = (V + BV - 1) // BV
+    tiles_v = (V + BV - 1) // BV
     at_k = tl.arange(0, BK)
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         at_v = (item % tiles_v) * BV + tl.arange(0, BV)

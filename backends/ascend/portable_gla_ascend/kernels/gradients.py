@@ -14,7 +14,7 @@ def gradients_k(
     cu_seqlens, scale, items, batch, tokens, heads,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, do_row, do_token, do_head,
     g_row, g_token, g_head, q_group, k_group, v_group, g_group,
-    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    K, V, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
     BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr, KEPT_V: tl.constexpr, DEPTH: tl.constexpr,
 ):
@@ -23,9 +23,9 @@ def gradients_k(
     Walks ``items`` = slots of chunks x heads x tiles of K. dg is [B, T, H, K] per channel, else [tiles of K, B, H, T].
     """
     near, position = masks(near_table, C, REVERSE)
-    tiles_k: tl.constexpr = (K + BK - 1) // BK
-    tiles_v: tl.constexpr = (V + BV - 1) // BV
-    kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
+    tiles_k = (K + BK - 1) // BK
+    tiles_v = (V + BV - 1) // BV
+    kept_tiles = (V + KEPT_V - 1) // KEPT_V
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         tile_k = item % tiles_k
         head = (item // tiles_k) % heads
@@ -161,15 +161,15 @@ def gradients_v(
     heads,
     q_row, q_token, q_head, k_row, k_token, k_head, do_row, do_token, do_head, g_row, g_token, g_head,
     q_group, k_group, g_group,
-    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    K, V, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
     BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
     BV: tl.constexpr, KEPT_V: tl.constexpr,
 ):
     """Write dv [B, T, H, V]. Walks ``items`` = slots of chunks x heads x tiles of V."""
     near, position = masks(near_table, C, REVERSE)
-    tiles_k: tl.constexpr = (K + BK - 1) // BK
-    tiles_v: tl.constexpr = (V + BV - 1) // BV
-    kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
+    tiles_k = (K + BK - 1) // BK
+    tiles_v = (V + BV - 1) // BV
+    kept_tiles = (V + KEPT_V - 1) // KEPT_V
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         tile_v = item % tiles_v
         head = (item // tiles_v) % heads

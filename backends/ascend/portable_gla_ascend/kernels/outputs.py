@@ -13,7 +13,7 @@ def outputs(
     q, k, v, g, bonus, o, near_table, kept, scales, depths, places, cu_seqlens, scale, items, tokens, heads,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, g_row, g_token, g_head,
     q_group, k_group, v_group, g_group,
-    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    K, V, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
     BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, KEPT_V: tl.constexpr,
 ):
@@ -22,9 +22,9 @@ def outputs(
     Walks ``items`` = slots of chunks x heads x tiles of V; ``places`` has a packed slot's sequence and chunk.
     """
     near, position = masks(near_table, C, REVERSE)
-    tiles_k: tl.constexpr = (K + BK - 1) // BK
-    tiles_v: tl.constexpr = (V + BV - 1) // BV
-    kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
+    tiles_k = (K + BK - 1) // BK
+    tiles_v = (V + BV - 1) // BV
+    kept_tiles = (V + KEPT_V - 1) // KEPT_V
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         tile_v = item % tiles_v
         head = (item // tiles_v) % heads

@@ -12,7 +12,7 @@ def sweep(
     x, y, g, near_table, edge, kept, scales, last, depths, cu_seqlens, scale, items, tokens, heads,
     x_row, x_token, x_head, y_row, y_token, y_head, g_row, g_token, g_head, edge_row, last_row,
     x_group, y_group, g_group,
-    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    K, V, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
     FORWARD: tl.constexpr, BONUS: tl.constexpr, EDGE: tl.constexpr, LAST: tl.constexpr, SCALED: tl.constexpr,
     RANGE: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -24,8 +24,8 @@ def sweep(
     where these do; else, and with ``RANGE`` = 0, all ``DEPTH`` (2 ** DEPTH = C).
     """
     near, position = masks(near_table, C, REVERSE)
-    tiles_k: tl.constexpr = (K + BK - 1) // BK
-    tiles_v: tl.constexpr = (V + BV - 1) // BV
+    tiles_k = (K + BK - 1) // BK
+    tiles_v = (V + BV - 1) // BV
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         tile_v = item % tiles_v
         tile_k = (item // tiles_v) % tiles_k
