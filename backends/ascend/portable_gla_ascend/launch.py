@@ -12,7 +12,7 @@ from torch import Tensor
 from portable_gla.backend import Call, DecodeCall, Gradients
 from portable_gla_ascend.places import packed_places
 from portable_gla_ascend.socs import Soc
-from portable_gla_ascend.tiles import Pass, choose
+from portable_gla_ascend.tiles import Pass, chip, choose
 
 KINDS = {torch.bfloat16: "bf16", torch.float16: "split", torch.float32: "f32"}
 _NEAR = 50.0  # nats within which e^p and e^-p are taken apart: both stay far inside float32
@@ -168,11 +168,13 @@ class _Launcher:
         kept_v = self._swept(tiles)
         block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
         items = self._slots(tiles.chunk) * self.heads * math.ceil(self.value_dim / block_v)
+        full = self.kind == "split" and self.gate.kind == "channel" and chip(self.soc) == "910"
+        options = {"multibuffer": False} if full else {}  # else it is compiled three times, and ends so
         self.kernels.outputs[self._grid(items)](
             self.q, self.k, self.v, self.gate.tensor, self.bonus, o, self._near(tiles), kept, scales, depths,
             self._places(tiles.chunk), self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q),
             *_strides(self.k), *_strides(self.v), *self.gate.strides, *self._groups(), **self.usual,
-            C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v, KEPT_V=kept_v)
+            C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v, KEPT_V=kept_v, **options)
         return o, final
 
     def _groups(self) -> tuple[int, int, int, int]:

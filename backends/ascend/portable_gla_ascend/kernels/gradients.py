@@ -50,15 +50,20 @@ def gradients_k(
             flipped += product(vs, tl.trans(dos), KIND)
         dscores = dscores * scale
         flipped = flipped * scale
-        own = tl.sum(tl.where(near == 0, dscores, 0.0), 1)[:, None]
+        if GATE == "channel" or BONUS:
+            own = tl.sum(tl.where(near == 0, dscores, 0.0), 1)[:, None]
         if GATE == "channel":
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             dscores = tl.where(near >= 0, dscores, flipped)
             dq_found, dk_found, dg_found = channel_gradients(
                 qs, ks, gates, dscores, near, position, inside, DEPTH, BONUS, KIND, C)
         else:
-            paired = tl.where(near > 0, dscores, 0.0)
-            flipped = tl.where(near < 0, flipped, 0.0)
+            if BONUS:
+                paired = tl.where(near > 0, dscores, 0.0)
+                flipped = tl.where(near < 0, flipped, 0.0)
+            else:
+                paired = tl.where(near >= 0, dscores, 0.0)
+                flipped = tl.where(near <= 0, flipped, 0.0)
             if GATE != "none":
                 shared = load_gate(g, g_start, at, g_token, tl.arange(0, C), inside, K, GATE)
                 decay = pair_decays(near, shared, BONUS, KIND)
@@ -136,8 +141,11 @@ def gradients_k(
         if BONUS:
             tl.store(dbonus + place * K + at_k, tl.sum(own * qs * ks, 0), mask=at_k < K)
             own = own * tl.load(bonus + head * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)[None, :]
-        dq_found += dq_state + own * ks
-        dk_found += dk_state + own * qs
+        dq_found += dq_state
+        dk_found += dk_state
+        if GATE == "channel" or BONUS:
+            dq_found += own * ks
+            dk_found += own * qs
         tl.store(dq + out, dq_found.to(dq.dtype.element_ty), mask=within)
         tl.store(dk + out, dk_found.to(dk.dtype.element_ty), mask=within)
 
