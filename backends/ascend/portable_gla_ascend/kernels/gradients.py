@@ -130,13 +130,12 @@ def gradients_k(
             dg_found += tl.dot((near > 0).to(tl.float32), writers, input_precision="ieee") + through[None, :]
             tl.store(dg + out, dg_found.to(dg.dtype.element_ty), mask=within)
         elif GATE != "none":
-            readers = tl.sum(readers, 1)[:, None]
-            writers = tl.sum(writers, 1)[:, None]
             if BONUS:
-                dg_head += tl.sum(tl.where(near > 0, readers, 0.0), 0)
+                across = tl.dot((near < 0).to(tl.float32), readers, input_precision="ieee")
             else:
-                dg_head += tl.sum(tl.where(near >= 0, readers, 0.0), 0)
-            dg_head += tl.sum(tl.where(near < 0, writers, 0.0), 0) + tl.sum(through, 0)
+                across = tl.dot((near <= 0).to(tl.float32), readers, input_precision="ieee")
+            across += tl.dot((near > 0).to(tl.float32), writers, input_precision="ieee")
+            dg_head += tl.sum(across, 1) + tl.sum(through, 0)
             tl.store(dg + ((tile_k.to(tl.int64) * batch + row) * heads + head) * tokens + at, dg_head, mask=inside)
         if BONUS:
             tl.store(dbonus + place * K + at_k, tl.sum(own * qs * ks, 0), mask=at_k < K)
