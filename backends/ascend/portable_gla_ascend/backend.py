@@ -17,7 +17,7 @@ from portable_gla import devices, settings
 from portable_gla.backend import Backend, Call, DecodeCall, Gradients
 from portable_gla.errors import KernelError
 from portable_gla.problem import Device, Problem, Reason, Schedule
-from portable_gla_ascend import paths, socs
+from portable_gla_ascend import paths, retry, socs
 from portable_gla_ascend.paths import OPERATIONS
 from portable_gla_ascend.socs import Soc
 
@@ -119,7 +119,7 @@ class AscendBackend:
             return getattr(_part("launch"), name)(self._kernels(), call, *gradients, self._soc(device))
 
     def _kernels(self) -> Any:
-        return _part("emulator").load() if self._emulating else _part("kernels")
+        return _part("emulator").load() if self._emulating else retry.Retrying(_part("kernels"))
 
     def _current(self, q: Tensor) -> contextlib.AbstractContextManager[Any]:
         """Make q's device current."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from portable_gla.backend import Call, DecodeCall, Gradients
 from portable_gla_ascend.places import packed_places
 from portable_gla_ascend.socs import Soc
-from portable_gla_ascend.tiles import Pass, choose
+from portable_gla_ascend.tiles import Pass, chip, choose
 
 KINDS = {torch.bfloat16: "bf16", torch.float16: "split", torch.float32: "f32"}
 _NEAR = 50.0  # nats within which e^p and e^-p are taken apart: both stay far inside float32
@@ -96,9 +96,9 @@ class _Launcher:
         self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim)
         self.scaled = call.q.dtype == torch.float16
         self.kept = call.q.dtype
-        self.constants = {"K": self.key_dim, "V": self.value_dim, "GATE": self.gate.kind, "PACKED": self.packed,
-                          "REVERSE": call.reverse, "BONUS": call.bonus is not None, "SCALED": self.scaled,
-                          "KIND": self.kind}
+        self.usual = {"K": self.key_dim, "V": self.value_dim, "GATE": self.gate.kind, "PACKED": self.packed,
+                      "REVERSE": call.reverse, "BONUS": call.bonus is not None, "SCALED": self.scaled,
+                      "KIND": self.kind}
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.call.q.new_empty(shape, dtype=dtype)
@@ -148,7 +148,7 @@ class _Launcher:
             *_strides(x), *_strides(y), *self.gate.strides,
             0 if edge is None or edge.shape[0] == 1 else edge.stride(0), 0 if last is None else last.stride(0),
             self._group(x.shape[2]), self._group(y.shape[2]), self._group(self.gate.heads) if call.g is not None else 1,
-            **self.constants, FORWARD=forward, EDGE=edge is not None, LAST=last is not None,
+            **self.usual, FORWARD=forward, EDGE=edge is not None, LAST=last is not None,
             RANGE=0.0 if self.kind == "f32" else near, C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v,
             DEPTH=_depth(tiles))
         return kept, scales
@@ -168,11 +168,13 @@ class _Launcher:
         kept_v = self._swept(tiles)
         block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
         items = self._slots(tiles.chunk) * self.heads * math.ceil(self.value_dim / block_v)
+        full = self.kind == "split" and self.gate.kind == "channel" and chip(self.soc) == "910"
+        options = {"multibuffer": False} if full else {}  # else it is compiled three times, and ends so
         self.kernels.outputs[self._grid(items)](
             self.q, self.k, self.v, self.gate.tensor, self.bonus, o, self._near(tiles), kept, scales, depths,
             self._places(tiles.chunk), self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q),
-            *_strides(self.k), *_strides(self.v), *self.gate.strides, *self._groups(), **self.constants,
-            C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v, KEPT_V=kept_v)
+            *_strides(self.k), *_strides(self.v), *self.gate.strides, *self._groups(), **self.usual,
+            C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v, KEPT_V=kept_v, **options)
         return o, final
 
     def _groups(self) -> tuple[int, int, int, int]:
@@ -206,13 +208,13 @@ class _Launcher:
             dq if dbonus is None else dbonus, near, states, state_scales, adjoints, adjoint_scales, places,
             self.cu_seqlens, call.scale, items, self.batch, self.tokens, self.heads, *_strides(self.q),
             *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides, q_group, k_group, v_group, g_group,
-            **self.constants, **blocks, BK=tiles.loop_k, BV=block_v, DEPTH=_depth(tiles), **options)
+            **self.usual, **blocks, BK=tiles.loop_k, BV=block_v, DEPTH=_depth(tiles), **options)
         block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
         items = slots * self.heads * math.ceil(self.value_dim / block_v)
         self.kernels.gradients_v[self._grid(items)](
             self.q, self.k, do, self.gate.tensor, self.bonus, dv, near, adjoints, adjoint_scales, depths, places,
             self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q), *_strides(self.k),
-            *_strides(do), *self.gate.strides, q_group, k_group, g_group, **self.constants, **blocks,
+            *_strides(do), *self.gate.strides, q_group, k_group, g_group, **self.usual, **blocks,
             BK=tiles.block_k, BV=block_v)
         return Gradients(
             _folded(dq, call.q), _folded(dk, call.k), _folded(dv, call.v), self._folded_gate(dg),

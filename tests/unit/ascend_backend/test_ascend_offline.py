@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import json
 import sys
@@ -107,6 +108,28 @@ def test_other_errors_are_told_in_a_line(said: str, words: str) -> None:
     assert words in dump.error(said, -11)
 
 
+LOWERED = """
+  %1 = linalg.matmul {input_precison = "ieee"} ins(%a, %b : tensor<64x64xf32>) outs(%c) -> tensor<64x64xf32>
+  %2 = linalg.matmul ins(%d, %e : tensor<64x64xbf16>) outs(%1 : tensor<64x64xf32>) -> tensor<64x64xf32>
+"""
+PRODUCTS = """
+    call @mma_tile_float_to_float(%1, %2) : (memref<?xf32>) -> ()
+        func.call @mma_tile_bfloat16_t_to_float_tb(%1, %2) : (memref<?xbf16>) -> ()
+  func.func private @mma_tile_float_to_float(memref<?xf32>)
+"""
+UNPLANNED = "    %alloc = memref.alloc() {alignment = 64 : i64} : memref<32x128xf32, #hivm.address_space<ub>>\n"
+
+
+@pytest.mark.parametrize(("kept", "words"), [
+    (PRODUCTS, ""),
+    (PRODUCTS + "%alloc = memref.alloc() : memref<4xf32>\n", ""),  # not of a core's memory
+    (PRODUCTS.replace("call @mma_tile_float", "call @other"), "miscompiled: 1 of 2 products are left"),
+    (PRODUCTS + UNPLANNED, "miscompiled: a buffer without an address in unified buffer"),
+])
+def test_what_a_compiler_loses_is_an_error(kept: str, words: str) -> None:
+    assert dump.lost(LOWERED, kept) == words
+
+
 def test_whether_both_vector_cores_work() -> None:
     assert dump.split("") and not dump.split("[hivm-bind-sub-block] revert k_mix_aiv: preparation failed")
 
@@ -208,16 +231,16 @@ def test_flags_are_those_that_triton_ascend_gives() -> None:
 
 
 class _Parameter:
-    def __init__(self, name: str, is_constexpr: bool) -> None:
-        self.name, self.is_constexpr = name, is_constexpr
+    def __init__(self, name: str) -> None:
+        self.name, self.is_constexpr, self.do_not_specialize = name, name == "SIZE", name.startswith("any")
 
 
 class _Function:
     def __init__(self) -> None:
-        self.params = [_Parameter(name, name == "SIZE") for name in ("x", "y", "n", "m", "one", "scale", "SIZE")]
+        self.params = [_Parameter(name) for name in inspect.signature(self.fn).parameters]
 
     @staticmethod
-    def fn(x, y, n, m, one, scale, SIZE):
+    def fn(x, y, n, m, one, any_one, any_16, scale, SIZE):
         pass
 
 
@@ -227,13 +250,13 @@ class _Kernels:
 
 def test_a_launch_is_written_down_as_triton_types_it() -> None:
     recorder = recording.Recorder(_Kernels())
-    recorder.toy[(8,)](torch.empty(4, dtype=torch.bfloat16, device="meta"), None, 4096, 2**40 + 1, 1, 0.5, SIZE=64,
-                       multibuffer=False)
+    recorder.toy[(8,)](torch.empty(4, dtype=torch.bfloat16, device="meta"), None, 4096, 2**40 + 1, 1, 1, 16, 0.5,
+                       SIZE=64, multibuffer=False)
     assert recorder.launches == [recording.Launch(
-        "toy", {"x": "*bf16", "n": "i32", "m": "i64", "scale": "fp32"}, {"y": None, "one": 1, "SIZE": 64}, ["x", "n"],
-        {"multibuffer": False})]
+        "toy", {"x": "*bf16", "n": "i32", "m": "i64", "any_one": "i32", "any_16": "i32", "scale": "fp32"},
+        {"y": None, "one": 1, "SIZE": 64}, ["x", "n"], {"multibuffer": False})]
     with pytest.raises(TypeError, match="scale"):
-        recorder.toy[(8,)](None, None, 1, 2, 3, SIZE=64)
+        recorder.toy[(8,)](None, None, 1, 2, 3, 4, 5, SIZE=64)
 
 
 def test_chips_are_as_the_backend_knows_them() -> None:
@@ -260,14 +283,38 @@ def recorded(monkeypatch: pytest.MonkeyPatch):
     offline._recorded.cache_clear()
 
 
-def test_a_launch_that_came_before_is_no_build(recorded) -> None:
+def test_sizes_that_launch_the_same_are_one_build(recorded) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     found = list(offline.builds(["Ascend910B2", "Ascend950"]))
     mine = [build for build in found if build.target == "Ascend910B2"]
-    calls = [dict(call) for call in dict.fromkeys(tuple(call.items()) for call in recording.configurations(False))]
     assert len(found) == 2 * len(mine)
-    assert [build.configuration for build in mine if build.kernel == "outputs"] == calls
-    assert sorted(build.configuration["K"] for build in mine if build.kernel == "depths") == [64, 128, 256, 512]
+    pairs = [f"{key_dim}x{value_dim}" for key_dim, value_dim in recording.SIZES]
+    for kernel, served in (("outputs", pairs), ("depths", ["64x64 64x512", "128x128", "256x256", "512x512 512x64"])):
+        assert [build.configuration for build in mine if build.kernel == kernel] == [
+            {**kind, "K x V": sizes} for kind, _ in recording.kinds(False) for sizes in served]
+
+
+def test_every_kind_of_call_is_compiled_at_every_size() -> None:
+    kinds = list(recording.kinds(False))
+    assert len({tuple(kind.values()) for kind, _ in kinds}) == len(kinds) == 3 * 4 * 3
+    for _, sizes in kinds:
+        assert {(64, 64), (128, 128), (256, 256), (512, 512)} <= set(sizes)
+
+
+def test_one_build_serves_every_size_with_the_same_blocks() -> None:
+    """K, V and all other whole numbers but the last dimensions' strides are any; the blocks are what is compiled."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    for kernel in vars(offline.kernels()).values():
+        for parameter in getattr(kernel, "params", ()):
+            if parameter.name in ("K", "V", "tokens", "heads", "items", "q_token", "k_group", "state_k", "slots_row"):
+                assert not parameter.is_constexpr and parameter.do_not_specialize, parameter.name
+            elif parameter.name in ("state_v", "out_v", "q"):
+                assert not parameter.do_not_specialize, parameter.name
+    soc = socs.of("Ascend910B2")
+    call = {"dtype": "bf16", "gate": "channel", "features": "bonus"}
+    first, second = (recording.record(offline.kernels(), soc, {**call, "K": k, "V": v}, ("forward", "backward"))
+                     for k, v in ((128, 128), (500, 260)))
+    assert first == second and {one.kernel for one in first} == {"sweep", "outputs", "gradients_k", "gradients_v"}
 
 
 def test_the_worst_of_a_builds_launches_is_its_row(recorded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +329,7 @@ def test_the_worst_of_a_builds_launches_is_its_row(recorded, monkeypatch: pytest
                 "error": "unified buffer overflow: needs 200 KiB, of 192" if size > 192 else ""}
 
     monkeypatch.setattr(offline, "compile_launch", compile_launch)
-    configuration = {"dtype": "bf16", "gate": "channel", "K": 64, "V": 64, "features": "all"}
+    configuration = {"dtype": "bf16", "gate": "channel", "features": "all", "K x V": "64x64 64x512"}
     build = offline.Build("depths", "Ascend910B2", configuration)
     found = offline.compile_one(build)
     assert len(asked) == 2  # of three, one twice

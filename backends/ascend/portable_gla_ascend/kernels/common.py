@@ -1,7 +1,20 @@
 """Addresses, products and kept states: what every kernel uses."""
 
+import inspect
+
 import triton
 import triton.language as tl
+
+
+def kernel(function):
+    """Make a kernel that is compiled once for all sizes: its whole numbers, which follow ``scale``, are any.
+
+    Triton would compile it anew where one is 1, or 16 divides it; the device's compiler makes nothing of the latter. Of
+    a last dimension's stride, named ``*_v``, it has to know that it is 1: then rows are copied whole.
+    """
+    names = list(inspect.signature(function).parameters)
+    numbers = names[names.index("scale") + 1:]
+    return triton.jit(function, do_not_specialize=[name for name in numbers if not name.endswith("_v")])
 
 
 @triton.jit
@@ -18,6 +31,27 @@ def sequence(cu_seqlens, n, tokens, C: tl.constexpr, PACKED: tl.constexpr):
         row = n
         slot = n * ((tokens + C - 1) // C)
     return row, first, length, slot
+
+
+@triton.jit
+def chunk_of(item, tiles, heads, places, cu_seqlens, tokens, C: tl.constexpr, SPAN: tl.constexpr,
+             PACKED: tl.constexpr):
+    """Find the chunk of C tokens that an item = (slot x heads + head) x tiles + tile is about.
+
+    Return the tile, the head, the slot, its chunk's number in the sequence, and what ``sequence`` says of that, with
+    slots of SPAN chunks. ``places`` has a packed slot's sequence and chunk. What addresses are made of is int64.
+    """
+    slot = item // (tiles * heads)
+    if PACKED:
+        n = tl.load(places + 2 * slot)
+        chunk = tl.load(places + 2 * slot + 1)
+    else:
+        chunks = (tokens + C - 1) // C
+        n = slot // chunks
+        chunk = slot % chunks
+    row, first, length, kept_slot = sequence(cu_seqlens, n, tokens, C * SPAN, PACKED)
+    head = (item // tiles) % heads
+    return item % tiles, head.to(tl.int64), slot.to(tl.int64), chunk, row.to(tl.int64), first, length, kept_slot
 
 
 @triton.jit
@@ -53,10 +87,10 @@ def tokens_of(first, length, chunk, present, C: tl.constexpr, REVERSE: tl.conste
 
 
 @triton.jit
-def rows(x, start, tokens, stride, columns, inside, SIZE: tl.constexpr):
+def rows(x, start, tokens, stride, columns, inside, size):
     """Load [tokens, columns]; zero where there is none."""
     return tl.load(x + start + tokens[:, None] * stride + columns[None, :],
-                   mask=inside[:, None] & (columns < SIZE)[None, :], other=0.0)
+                   mask=inside[:, None] & (columns < size)[None, :], other=0.0)
 
 
 @triton.jit

@@ -1,20 +1,20 @@
 """One or a few tokens per sequence."""
 
-import triton
 import triton.language as tl
 
+from portable_gla_ascend.kernels.common import kernel
 
-@triton.jit
+
+@kernel
 def decode(
     q, k, v, g, bonus, state, slots, out, scale, items, tokens, heads,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, g_row, g_token, g_head,
     state_row, state_head, state_k, state_v, out_row, out_token, out_head, out_v, slots_row,
-    q_group, k_group, v_group, g_group,
-    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, BONUS: tl.constexpr, SLOTS: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr,
+    q_group, k_group, v_group, g_group, K, V,
+    GATE: tl.constexpr, BONUS: tl.constexpr, SLOTS: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
     """Write o and, in place, the states; a slot of -1 gives zeros. Walks ``items`` = rows x heads x tiles of V."""
-    tiles_v: tl.constexpr = (V + BV - 1) // BV
+    tiles_v = (V + BV - 1) // BV
     at_k = tl.arange(0, BK)
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         at_v = (item % tiles_v) * BV + tl.arange(0, BV)

@@ -14,7 +14,7 @@ FORGET = tl.constexpr(-110.0)  # exp of it is 0 in float32: gates below it are t
 
 
 @triton.jit
-def load_gate(g, start, tokens, stride, columns, inside, K: tl.constexpr, GATE: tl.constexpr):
+def load_gate(g, start, tokens, stride, columns, inside, K, GATE: tl.constexpr):
     """Load a chunk's gates, [C, BK]: per channel as they are stored, else repeated, in float32."""
     if GATE == "channel":
         found = rows(g, start, tokens, stride, columns, inside, K)

@@ -1,53 +1,40 @@
 """The gradients, all chunks side by side: of q, k and g by tiles of K, of v by tiles of V."""
 
-import triton
 import triton.language as tl
 
-from portable_gla_ascend.kernels.common import kept_state, masks, product, rows, sequence, tokens_of
+from portable_gla_ascend.kernels.common import chunk_of, kept_state, kernel, masks, product, rows, tokens_of
 from portable_gla_ascend.kernels.gates import decays, load_gate, pair_decays, whole_decay
 from portable_gla_ascend.kernels.scores import channel_gradients, channel_scores
 
 
-@triton.jit
+@kernel
 def gradients_k(
     q, k, v, do, g, bonus, dq, dk, dg, dbonus, near_table, states, state_scales, adjoints, adjoint_scales, places,
     cu_seqlens, scale, items, batch, tokens, heads,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, do_row, do_token, do_head,
-    g_row, g_token, g_head, q_group, k_group, v_group, g_group,
-    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
-    BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, KEPT_V: tl.constexpr, DEPTH: tl.constexpr,
+    g_row, g_token, g_head, q_group, k_group, v_group, g_group, K, V,
+    GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, BONUS: tl.constexpr, SCALED: tl.constexpr,
+    KIND: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, KEPT_V: tl.constexpr, DEPTH: tl.constexpr,
 ):
     """Write dq, dk [B, T, H, K], dg and what dbonus sums, from the state before each chunk and the adjoint after it.
 
     Walks ``items`` = slots of chunks x heads x tiles of K. dg is [B, T, H, K] per channel, else [tiles of K, B, H, T].
     """
     near, position = masks(near_table, C, REVERSE)
-    tiles_k: tl.constexpr = (K + BK - 1) // BK
-    tiles_v: tl.constexpr = (V + BV - 1) // BV
-    kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
+    tiles_k = (K + BK - 1) // BK
+    tiles_v = (V + BV - 1) // BV
+    kept_tiles = (V + KEPT_V - 1) // KEPT_V
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
-        tile_k = item % tiles_k
-        head = (item // tiles_k) % heads
-        slot = item // (tiles_k * heads)
-        if PACKED:
-            n = tl.load(places + 2 * slot)
-            chunk = tl.load(places + 2 * slot + 1)
-        else:
-            chunks = (tokens + C - 1) // C
-            n = slot // chunks
-            chunk = slot % chunks
-        row, first, length, _ = sequence(cu_seqlens, n, tokens, C, PACKED)
-        place = slot.to(tl.int64) * heads + head
+        tile_k, head, slot, chunk, row, first, length, _ = chunk_of(
+            item, tiles_k, heads, places, cu_seqlens, tokens, C, 1, PACKED)
+        place = slot * heads + head
         at, inside = tokens_of(first, length, chunk, True, C, REVERSE)
-        head64 = head.to(tl.int64)
-        row64 = row.to(tl.int64)
         at_k = tile_k * BK + tl.arange(0, BK)
-        qs = rows(q, row64 * q_row + (head64 // q_group) * q_head, at, q_token, at_k, inside, K)
-        ks = rows(k, row64 * k_row + (head64 // k_group) * k_head, at, k_token, at_k, inside, K)
-        v_start = row64 * v_row + (head64 // v_group) * v_head
-        do_start = row64 * do_row + head64 * do_head
-        g_start = row64 * g_row + (head64 // g_group) * g_head
+        qs = rows(q, row * q_row + (head // q_group) * q_head, at, q_token, at_k, inside, K)
+        ks = rows(k, row * k_row + (head // k_group) * k_head, at, k_token, at_k, inside, K)
+        v_start = row * v_row + (head // v_group) * v_head
+        do_start = row * do_row + head * do_head
+        g_start = row * g_row + (head // g_group) * g_head
         dscores = tl.zeros([C, C], dtype=tl.float32)
         flipped = tl.zeros([C, C], dtype=tl.float32)
         for tile_v in range(tiles_v):
@@ -63,15 +50,20 @@ def gradients_k(
             flipped += product(vs, tl.trans(dos), KIND)
         dscores = dscores * scale
         flipped = flipped * scale
-        own = tl.sum(tl.where(near == 0, dscores, 0.0), 1)[:, None]
+        if GATE == "channel" or BONUS:
+            own = tl.sum(tl.where(near == 0, dscores, 0.0), 1)[:, None]
         if GATE == "channel":
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             dscores = tl.where(near >= 0, dscores, flipped)
             dq_found, dk_found, dg_found = channel_gradients(
-                qs, ks, gates, dscores, near, position, DEPTH, BONUS, KIND, C)
+                qs, ks, gates, dscores, near, position, inside, DEPTH, BONUS, KIND, C)
         else:
-            paired = tl.where(near > 0, dscores, 0.0)
-            flipped = tl.where(near < 0, flipped, 0.0)
+            if BONUS:
+                paired = tl.where(near > 0, dscores, 0.0)
+                flipped = tl.where(near < 0, flipped, 0.0)
+            else:
+                paired = tl.where(near >= 0, dscores, 0.0)
+                flipped = tl.where(near <= 0, flipped, 0.0)
             if GATE != "none":
                 shared = load_gate(g, g_start, at, g_token, tl.arange(0, C), inside, K, GATE)
                 decay = pair_decays(near, shared, BONUS, KIND)
@@ -115,8 +107,8 @@ def gradients_k(
                 adjoint = kept_state(adjoints, adjoint_scales, corner, scale_at, at_k < K, within, SCALED)
                 crossing += state.to(tl.float32) * adjoint.to(tl.float32)
         dq_state = dq_state * scale
-        qs = rows(q, row64 * q_row + (head64 // q_group) * q_head, at, q_token, at_k, inside, K).to(tl.float32)
-        ks = rows(k, row64 * k_row + (head64 // k_group) * k_head, at, k_token, at_k, inside, K).to(tl.float32)
+        qs = rows(q, row * q_row + (head // q_group) * q_head, at, q_token, at_k, inside, K).to(tl.float32)
+        ks = rows(k, row * k_row + (head // k_group) * k_head, at, k_token, at_k, inside, K).to(tl.float32)
         if GATE != "none":
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             if BONUS:
@@ -128,7 +120,7 @@ def gradients_k(
         # A token's gate lies on the paths from the state before to readers at or after it, and from writers before it.
         readers = qs * dq_state
         writers = ks * dk_state
-        out = (row64 * tokens + at)[:, None] * (heads * K) + head64 * K + at_k[None, :]
+        out = (row * tokens + at)[:, None] * (heads * K) + head * K + at_k[None, :]
         within = inside[:, None] & (at_k < K)[None, :]
         if GATE == "channel":
             if BONUS:
@@ -138,65 +130,55 @@ def gradients_k(
             dg_found += tl.dot((near > 0).to(tl.float32), writers, input_precision="ieee") + through[None, :]
             tl.store(dg + out, dg_found.to(dg.dtype.element_ty), mask=within)
         elif GATE != "none":
-            readers = tl.sum(readers, 1)[:, None]
-            writers = tl.sum(writers, 1)[:, None]
             if BONUS:
-                dg_head += tl.sum(tl.where(near > 0, readers, 0.0), 0)
+                across = tl.dot((near < 0).to(tl.float32), readers, input_precision="ieee")
             else:
-                dg_head += tl.sum(tl.where(near >= 0, readers, 0.0), 0)
-            dg_head += tl.sum(tl.where(near < 0, writers, 0.0), 0) + tl.sum(through, 0)
-            tl.store(dg + ((tile_k.to(tl.int64) * batch + row64) * heads + head64) * tokens + at, dg_head, mask=inside)
+                across = tl.dot((near <= 0).to(tl.float32), readers, input_precision="ieee")
+            across += tl.dot((near > 0).to(tl.float32), writers, input_precision="ieee")
+            dg_head += tl.sum(across, 1) + tl.sum(through, 0)
+            tl.store(dg + ((tile_k.to(tl.int64) * batch + row) * heads + head) * tokens + at, dg_head, mask=inside)
         if BONUS:
             tl.store(dbonus + place * K + at_k, tl.sum(own * qs * ks, 0), mask=at_k < K)
-            own = own * tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)[None, :]
-        dq_found += dq_state + own * ks
-        dk_found += dk_state + own * qs
+            own = own * tl.load(bonus + head * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)[None, :]
+        dq_found += dq_state
+        dk_found += dk_state
+        if GATE == "channel" or BONUS:
+            dq_found += own * ks
+            dk_found += own * qs
         tl.store(dq + out, dq_found.to(dq.dtype.element_ty), mask=within)
         tl.store(dk + out, dk_found.to(dk.dtype.element_ty), mask=within)
 
 
-@triton.jit
+@kernel
 def gradients_v(
     q, k, do, g, bonus, dv, near_table, adjoints, adjoint_scales, depths, places, cu_seqlens, scale, items, tokens,
     heads,
     q_row, q_token, q_head, k_row, k_token, k_head, do_row, do_token, do_head, g_row, g_token, g_head,
-    q_group, k_group, g_group,
-    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
-    BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, KEPT_V: tl.constexpr,
+    q_group, k_group, g_group, K, V,
+    GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, BONUS: tl.constexpr, SCALED: tl.constexpr,
+    KIND: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, KEPT_V: tl.constexpr,
 ):
     """Write dv [B, T, H, V]. Walks ``items`` = slots of chunks x heads x tiles of V."""
     near, position = masks(near_table, C, REVERSE)
-    tiles_k: tl.constexpr = (K + BK - 1) // BK
-    tiles_v: tl.constexpr = (V + BV - 1) // BV
-    kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
+    tiles_k = (K + BK - 1) // BK
+    tiles_v = (V + BV - 1) // BV
+    kept_tiles = (V + KEPT_V - 1) // KEPT_V
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
-        tile_v = item % tiles_v
-        head = (item // tiles_v) % heads
-        slot = item // (tiles_v * heads)
-        if PACKED:
-            n = tl.load(places + 2 * slot)
-            chunk = tl.load(places + 2 * slot + 1)
-        else:
-            chunks = (tokens + C - 1) // C
-            n = slot // chunks
-            chunk = slot % chunks
-        row, first, length, _ = sequence(cu_seqlens, n, tokens, C, PACKED)
-        place = slot.to(tl.int64) * heads + head
+        tile_v, head, slot, chunk, row, first, length, _ = chunk_of(
+            item, tiles_v, heads, places, cu_seqlens, tokens, C, 1, PACKED)
+        place = slot * heads + head
         at, inside = tokens_of(first, length, chunk, True, C, REVERSE)
-        head64 = head.to(tl.int64)
-        row64 = row.to(tl.int64)
         at_v = tile_v * BV + tl.arange(0, BV)
         scores = tl.zeros([C, C], dtype=tl.float32)
         own = tl.zeros([C, BK] if GATE == "none" else [C], dtype=tl.float32)
         found = tl.zeros([C, BV], dtype=tl.float32)
         for tile_k in range(tiles_k):
             at_k = tile_k * BK + tl.arange(0, BK)
-            qs = rows(q, row64 * q_row + (head64 // q_group) * q_head, at, q_token, at_k, inside, K)
-            ks = rows(k, row64 * k_row + (head64 // k_group) * k_head, at, k_token, at_k, inside, K)
-            gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, at_k, inside, K, GATE)
+            qs = rows(q, row * q_row + (head // q_group) * q_head, at, q_token, at_k, inside, K)
+            ks = rows(k, row * k_row + (head // k_group) * k_head, at, k_token, at_k, inside, K)
+            gates = load_gate(g, row * g_row + (head // g_group) * g_head, at, g_token, at_k, inside, K, GATE)
             if BONUS:
-                u = tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)
+                u = tl.load(bonus + head * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)
                 pair = qs.to(tl.float32) * ks.to(tl.float32) * u[None, :]
                 if GATE == "none":  # the 950's compiler refuses the sums there
                     own += pair
@@ -214,7 +196,7 @@ def gradients_v(
                                  (at_k < K)[:, None] & (at_v < V)[None, :], SCALED)
             found += product(ks, adjoint, KIND)
         if GATE == "head" or GATE == "constant":
-            gates = load_gate(g, row64 * g_row + (head64 // g_group) * g_head, at, g_token, tl.arange(0, C), inside, K,
+            gates = load_gate(g, row * g_row + (head // g_group) * g_head, at, g_token, tl.arange(0, C), inside, K,
                               GATE)
             scores = scores * pair_decays(near, gates, BONUS, KIND)
         if GATE != "channel":
@@ -230,7 +212,7 @@ def gradients_v(
         if GATE == "none":
             # A sum that only the cube has touched cannot go on as another product's: the compiler refuses the copy.
             found = tl.where(inside[:, None], found, 0.0)
-        dos = rows(do, row64 * do_row + head64 * do_head, at, do_token, at_v, inside, V)
+        dos = rows(do, row * do_row + head * do_head, at, do_token, at_v, inside, V)
         found += product(scores * scale, dos, KIND)
-        tl.store(dv + (row64 * tokens + at)[:, None] * (heads * V) + head64 * V + at_v[None, :],
+        tl.store(dv + (row * tokens + at)[:, None] * (heads * V) + head * V + at_v[None, :],
                  found.to(dv.dtype.element_ty), mask=inside[:, None] & (at_v < V)[None, :])

@@ -1,51 +1,38 @@
 """The outputs, all chunks side by side."""
 
-import triton
 import triton.language as tl
 
-from portable_gla_ascend.kernels.common import kept_state, masks, product, rows, sequence, tokens_of
+from portable_gla_ascend.kernels.common import chunk_of, kept_state, kernel, masks, product, rows, tokens_of
 from portable_gla_ascend.kernels.gates import decays, load_gate, pair_decays, whole_decay
 from portable_gla_ascend.kernels.scores import channel_scores
 
 
-@triton.jit
+@kernel
 def outputs(
     q, k, v, g, bonus, o, near_table, kept, scales, depths, places, cu_seqlens, scale, items, tokens, heads,
     q_row, q_token, q_head, k_row, k_token, k_head, v_row, v_token, v_head, g_row, g_token, g_head,
-    q_group, k_group, v_group, g_group,
-    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
-    BONUS: tl.constexpr, SCALED: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, KEPT_V: tl.constexpr,
+    q_group, k_group, v_group, g_group, K, V,
+    GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, BONUS: tl.constexpr, SCALED: tl.constexpr,
+    KIND: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, KEPT_V: tl.constexpr,
 ):
     """Write o of each chunk of C tokens, from the state before its block of SPAN (1 or 2) chunks.
 
-    Walks ``items`` = slots of chunks x heads x tiles of V; ``places`` has a packed slot's sequence and chunk.
+    Walks ``items`` = slots of chunks x heads x tiles of V.
     """
     near, position = masks(near_table, C, REVERSE)
-    tiles_k: tl.constexpr = (K + BK - 1) // BK
-    tiles_v: tl.constexpr = (V + BV - 1) // BV
-    kept_tiles: tl.constexpr = (V + KEPT_V - 1) // KEPT_V
+    tiles_k = (K + BK - 1) // BK
+    tiles_v = (V + BV - 1) // BV
+    kept_tiles = (V + KEPT_V - 1) // KEPT_V
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
-        tile_v = item % tiles_v
-        head = (item // tiles_v) % heads
-        slot = item // (tiles_v * heads)
-        if PACKED:
-            n = tl.load(places + 2 * slot)
-            chunk = tl.load(places + 2 * slot + 1)
-        else:
-            chunks = (tokens + C - 1) // C
-            n = slot // chunks
-            chunk = slot % chunks
-        row, first, length, kept_slot = sequence(cu_seqlens, n, tokens, C * SPAN, PACKED)
+        tile_v, head, slot, chunk, row, first, length, kept_slot = chunk_of(
+            item, tiles_v, heads, places, cu_seqlens, tokens, C, SPAN, PACKED)
         place = (kept_slot + chunk // SPAN).to(tl.int64) * heads + head
-        depth_at = (slot.to(tl.int64) * heads + head) * tiles_k
+        depth_at = (slot * heads + head) * tiles_k
         at, inside = tokens_of(first, length, chunk, True, C, REVERSE)
-        head64 = head.to(tl.int64)
-        row64 = row.to(tl.int64)
-        q_start = row64 * q_row + (head64 // q_group) * q_head
-        k_start = row64 * k_row + (head64 // k_group) * k_head
-        v_start = row64 * v_row + (head64 // v_group) * v_head
-        g_start = row64 * g_row + (head64 // g_group) * g_head
+        q_start = row * q_row + (head // q_group) * q_head
+        k_start = row * k_row + (head // k_group) * k_head
+        v_start = row * v_row + (head // v_group) * v_head
+        g_start = row * g_row + (head // g_group) * g_head
         at_v = tile_v * BV + tl.arange(0, BV)
         # The chunk before, where it lies in the same block.
         before, has = tokens_of(first, length, chunk - 1, chunk % SPAN != 0, C, REVERSE)
@@ -59,7 +46,7 @@ def outputs(
             ks = rows(k, k_start, at, k_token, at_k, inside, K)
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             if BONUS:
-                u = tl.load(bonus + head64 * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)
+                u = tl.load(bonus + head * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)
                 pair = qs.to(tl.float32) * ks.to(tl.float32) * u[None, :]
                 if GATE == "none":  # the 950's compiler refuses the sums there
                     own += pair
@@ -110,5 +97,5 @@ def outputs(
         if SPAN > 1:
             v_before = rows(v, v_start, before, v_token, at_v, has, V)
             found += product(tl.trans(across), v_before, KIND)
-        tl.store(o + (row64 * tokens + at)[:, None] * (heads * V) + head64 * V + at_v[None, :],
+        tl.store(o + (row * tokens + at)[:, None] * (heads * V) + head * V + at_v[None, :],
                  (found * scale).to(o.dtype.element_ty), mask=inside[:, None] & (at_v < V)[None, :])

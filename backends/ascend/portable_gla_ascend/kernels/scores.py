@@ -61,7 +61,7 @@ def channel_scores(q, k, g, near, position, depth, BONUS: tl.constexpr, KIND: tl
 
 @triton.jit
 def channel_gradients(
-    q, k, g, dscores, near, position, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr,
+    q, k, g, dscores, near, position, inside, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr,
 ):
     """Return dq, dk and dg [C, BK] of pairs j < i; ``dscores`` has the scores' gradient at (i, j) and at (j, i).
 
@@ -79,5 +79,7 @@ def channel_gradients(
         dq += tl.where(upper, dx, 0.0)
         dk += tl.where(upper, 0.0, dx)
         crossing = span_mask(-near, (position[None, :] & s) != 0, s, BONUS)
-        dg += tl.dot(crossing.to(tl.float32), x * dx, input_precision="ieee")
+        through = tl.dot(crossing.to(tl.float32), x * dx, input_precision="ieee")
+        # Summed by the cube alone, it would be lost: the 950's compiler drops the product.
+        dg += tl.where(inside[:, None], through, 0.0)
     return dq, dk, dg

@@ -1,21 +1,19 @@
 """States between chunks: a sweep along each sequence."""
 
-import triton
 import triton.language as tl
 
-from portable_gla_ascend.kernels.common import keep, masks, product, rows, sequence, tokens_of
+from portable_gla_ascend.kernels.common import keep, kernel, masks, product, rows, sequence, tokens_of
 from portable_gla_ascend.kernels.gates import decays, load_gate, spans, whole_decay
 
 
-@triton.jit
+@kernel
 def sweep(
     x, y, g, near_table, edge, kept, scales, last, depths, cu_seqlens, scale, items, tokens, heads,
     x_row, x_token, x_head, y_row, y_token, y_head, g_row, g_token, g_head, edge_row, last_row,
-    x_group, y_group, g_group,
-    K: tl.constexpr, V: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
-    FORWARD: tl.constexpr, BONUS: tl.constexpr, EDGE: tl.constexpr, LAST: tl.constexpr, SCALED: tl.constexpr,
-    RANGE: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    DEPTH: tl.constexpr,
+    x_group, y_group, g_group, K, V,
+    GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, FORWARD: tl.constexpr, BONUS: tl.constexpr,
+    EDGE: tl.constexpr, LAST: tl.constexpr, SCALED: tl.constexpr, RANGE: tl.constexpr, KIND: tl.constexpr,
+    C: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, DEPTH: tl.constexpr,
 ):
     """Keep the state before every SPAN chunks (``FORWARD``: x is k, y is v), or the adjoint one after (q, do).
 
@@ -24,8 +22,8 @@ def sweep(
     where these do; else, and with ``RANGE`` = 0, all ``DEPTH`` (2 ** DEPTH = C).
     """
     near, position = masks(near_table, C, REVERSE)
-    tiles_k: tl.constexpr = (K + BK - 1) // BK
-    tiles_v: tl.constexpr = (V + BV - 1) // BV
+    tiles_k = (K + BK - 1) // BK
+    tiles_v = (V + BV - 1) // BV
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         tile_v = item % tiles_v
         tile_k = (item // tiles_v) % tiles_k
@@ -68,10 +66,13 @@ def sweep(
                 else:
                     xs = xs.to(tl.float32) * decays(near >= 0, gates, KIND)
                 state = state * whole_decay(gates, KIND)[:, None]
-            if FORWARD:
-                state += product(tl.trans(xs), ys, KIND)
-            else:
-                state += product(tl.trans(xs), ys, KIND) * scale
+            added = product(tl.trans(xs), ys, KIND)
+            if not FORWARD:
+                added = added * scale
+            elif GATE == "none":
+                # Summed by the cube alone, the state would be lost: the compiler keeps it from a buffer never written.
+                added = tl.where(within, added, 0.0)
+            state += added
             if FORWARD and GATE == "channel":
                 levels = DEPTH
                 if RANGE > 0:

@@ -31,16 +31,24 @@ TARGETS = {name: name for name in ("Ascend910B2", "Ascend910B4", "Ascend910_9391
 MEMORY = "unified buffer"
 """What ``shared`` is of."""
 KERNELS = "portable_gla_ascend.kernels"
+_SIZES = "K x V"
 _HOME = Path(__file__).parents[2]  # of the package
 
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """One kernel for one target; ``configuration`` says what kind of call launches it."""
+    """One kernel for one target; ``configuration`` says what kind of call launches it, and for which K and V."""
 
     kernel: str
     target: str
-    configuration: dict[str, Any]
+    configuration: dict[str, str]
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """Return the kind of call with the first of its K and V, as ``recording.record`` takes it."""
+        kind = dict(self.configuration)
+        key_dim, value_dim = kind.pop(_SIZES).split()[0].split("x")
+        return {**kind, "K": int(key_dim), "V": int(value_dim)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +85,18 @@ def soc(target: str) -> Soc:
 
 
 def builds(targets: Iterable[str] = tuple(TARGETS), sample: bool = False) -> Iterator[Build]:
-    """Yield every kernel in every kind of call, or a sample; a launch that an earlier one has is left out."""
+    """Yield every kernel in every kind of call, or a sample; sizes that launch the same are one build."""
     for target in targets:
-        seen: set[str] = set()
-        for configuration in recording.configurations(sample):
-            fresh: dict[str, None] = {}
-            for one in _recorded(target, tuple(configuration.items())):
-                name = store.digest(one.plain())
-                if name not in seen:
-                    seen.add(name)
-                    fresh[one.kernel] = None
-            for kernel in fresh:
-                yield Build(kernel, target, configuration)
+        for kind, sizes in recording.kinds(sample):
+            served: dict[tuple[str, str], list[str]] = {}
+            for key_dim, value_dim in sizes:
+                launched: dict[str, set[str]] = {}
+                for one in _recorded(target, tuple({**kind, "K": key_dim, "V": value_dim}.items())):
+                    launched.setdefault(one.kernel, set()).add(store.digest(one.plain()))
+                for kernel, names in launched.items():
+                    served.setdefault((kernel, store.digest(sorted(names))), []).append(f"{key_dim}x{value_dim}")
+            for (kernel, _), pairs in served.items():
+                yield Build(kernel, target, {**kind, _SIZES: " ".join(pairs)})
 
 
 @functools.lru_cache(maxsize=4096)
@@ -97,7 +105,7 @@ def _recorded(target: str, configuration: tuple[tuple[str, Any], ...]) -> list[L
 
 
 def _launches(build: Build) -> list[Launch]:
-    found = {store.digest(one.plain()): one for one in _recorded(build.target, tuple(build.configuration.items()))
+    found = {store.digest(one.plain()): one for one in _recorded(build.target, tuple(build.call.items()))
              if one.kernel == build.kernel}
     if not found:
         raise ValueError(f"{build.kernel}: not launched by {build.configuration}")
@@ -160,7 +168,7 @@ def compile_launch(launch: Launch, target: str, module: str = KERNELS, path: tup
     text = lowered["text"]
     flags = [flag for flag in planning.arguments(name, options) if not flag.startswith("--target=")]
     planned = store.Store(store.folder() / "planned").get(
-        store.digest(text, flags, planning.chip(made, name), compiler()),
+        store.digest(text, flags, planning.chip(made, name), compiler(), planning.RULES),
         lambda: planning.plan(made, text, name, options))
     return {**planned, "limits": {**usual, **planned["limits"]}, "seconds": planned["seconds"] + seconds}
 

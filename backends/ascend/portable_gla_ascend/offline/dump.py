@@ -15,6 +15,8 @@ _BUFFER = re.compile(r"hivm\.hir\.pointer_cast\(([^)]*)\)[^:\n]*: memref<((?:\d+
                      r"(?:strided<\[([-\d, ]+)\][^>]*>, )?#hivm\.address_space<(\w+)>>")
 _SPECIFIED = re.compile(r'dl_entry<"(\w+)", (\d+) : i32>')
 _WORKSPACE = re.compile(r"_infer_workspace_shape_function\(\).*?arith\.constant (\d+) : index", re.DOTALL)
+_PRODUCT = re.compile(r"^ *(?:func\.)?call @mma_tile_", re.MULTILINE)
+_UNPLANNED = re.compile(r"memref\.alloc\(\)[^\n]*: memref<[^\n]*#hivm\.address_space<(ub|cc|cbuf)>")
 _OVERFLOW = re.compile(r"(\w+) overflow, requires (\d+) bits while (\d+) bits")
 
 
@@ -60,6 +62,19 @@ def workspace(text: str) -> int:
     """Return the bytes of global memory through which a core's cube and vector units exchange tiles."""
     found = _WORKSPACE.search(text)
     return int(found[1]) if found else 0
+
+
+def lost(lowered: str, kept: str) -> str:
+    """Say what a kernel has lost on its way through the compiler, which says nothing of it; ``""``: nothing.
+
+    Where a carried sum of products is also stored within its loop, the compiler may drop the products, and store from a
+    buffer that nothing wrote and that has no address.
+    """
+    wanted, found = lowered.count(" linalg.matmul "), len(_PRODUCT.findall(kept))
+    if found < wanted:
+        return f"miscompiled: {found} of {wanted} products are left"
+    unplanned = _UNPLANNED.search(kept)
+    return f"miscompiled: a buffer without an address in {MEMORIES[unplanned[1]]}" if unplanned else ""
 
 
 def split(said: str) -> bool:

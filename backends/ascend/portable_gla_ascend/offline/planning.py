@@ -16,6 +16,8 @@ from portable_gla_ascend.offline import dump
 from portable_gla_ascend.offline.environment import Environment, MissingEnvironment
 
 SECONDS = 900.0  # for one kernel
+RULES = 2
+"""What is read from the compiler's code, by number: plans that are kept from another are made again."""
 _TRIES = 3  # now and then it crashes without a word, and does not the next time
 FLAGS = {"multibuffer": "enable-auto-multi-buffer", "enable_auto_bind_sub_block": "enable-auto-bind-sub-block",
          "unit_flag": "enable-hivm-unit-flag-sync", "sync_solver": "enable-hivm-graph-sync-solver",
@@ -70,8 +72,9 @@ def plan(environment: Environment, text: str, target: str, options: Mapping[str,
         if code in (0, None) or "rror" in said:
             break
     crashed = code is not None and code < 0
+    error = dump.error(said, code) if code else dump.lost(text, kept)
     found: dict[str, Any] = {"used": dump.used(kept), "limits": dump.limits(kept), "workspace": dump.workspace(kept),
-                             "split": dump.split(said), "error": dump.error(said, code) if code else ""}
+                             "split": dump.split(said), "error": error}
     for over in dump.overflows(said) if code else ():
         found["used"][over.memory] = over.needed
         found["limits"][over.memory] = over.available

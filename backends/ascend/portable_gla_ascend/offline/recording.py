@@ -15,14 +15,15 @@ from portable_gla.backend import Call, DecodeCall
 from portable_gla_ascend import launch
 from portable_gla_ascend.socs import Soc
 
-DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
 GATES = ("channel", "head", "constant", "none")
-SIZES = (64, 128, 256, 512)
-_OBLONG = ((64, 512), (512, 64))  # of the usual dtype
-_SAMPLE = (("bf16", "channel", 128, 128, "plain"), ("f32", "channel", 64, 64, "all"),
-           ("f16", "head", 256, 256, "bonus"), ("f32", "constant", 512, 512, "all"),
-           ("bf16", "none", 128, 128, "bonus"))
-_TOKENS = {"plain": 4096, "all": 4090, "bonus": 4090}  # a multiple of 16 says more to the compiler
+FEATURES = ("plain", "all", "bonus")
+"""Kinds of calls: "plain" has no feature, "all" every one at once but a bonus, "bonus" that too."""
+SIZES = ((64, 64), (128, 128), (256, 256), (512, 512), (64, 512), (512, 64))
+"""K and V."""
+_SAMPLE = (("bf16", "channel", "plain", (128, 128)), ("f32", "channel", "all", (64, 64)),
+           ("f16", "head", "bonus", (256, 256)), ("f32", "constant", "all", (512, 512)),
+           ("bf16", "none", "bonus", (128, 128)))
 _TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32",
           torch.int64: "*i64"}
 
@@ -60,7 +61,7 @@ class Recorder:
 
 
 def describe(name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
-    """Describe a launch as Triton does: a whole number of 1 and None are constants."""
+    """Describe a launch as Triton does: None is a constant, and so is 1, where a kernel does not say otherwise."""
     signature = inspect.signature(function.fn)
     options = {key: kwargs[key] for key in kwargs if key not in signature.parameters}
     bound = signature.bind(*args, **{key: kwargs[key] for key in kwargs if key not in options})
@@ -74,6 +75,8 @@ def describe(name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, 
             constants[parameter.name] = value
             continue
         types[parameter.name] = _type(value)
+        if parameter.do_not_specialize:
+            continue
         if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
             aligned.append(parameter.name)
         elif isinstance(value, int) and not isinstance(value, bool) and value == 1:
@@ -92,18 +95,14 @@ def _type(value: Any) -> str:
     return "i32" if -2**31 <= value < 2**31 else "i64"
 
 
-def configurations(sample: bool) -> Iterator[dict[str, Any]]:
-    """Yield kinds of calls: "plain" has no feature, "all" every one at once but a bonus, "bonus" that too."""
+def kinds(sample: bool) -> Iterator[tuple[dict[str, str], tuple[tuple[int, int], ...]]]:
+    """Yield kinds of calls, as dtype, gate and features, with the K and V to compile them for."""
     if sample:
-        for call in _SAMPLE:
-            yield dict(zip(("dtype", "gate", "K", "V", "features"), call, strict=True))
+        yield from (({"dtype": dtype, "gate": gate, "features": features}, (size,))
+                    for dtype, gate, features, size in _SAMPLE)
         return
-    for dtype, gate in itertools.product(DTYPES, GATES):
-        for key_dim, value_dim in (*zip(SIZES, SIZES, strict=True), *(_OBLONG if dtype == "bf16" else ())):
-            yield {"dtype": dtype, "gate": gate, "K": key_dim, "V": value_dim, "features": "all"}
-    for dtype, gate in itertools.product(DTYPES, GATES):
-        for features in ("plain", "bonus") if dtype == "bf16" else ("bonus",):
-            yield {"dtype": dtype, "gate": gate, "K": 128, "V": 128, "features": features}
+    for dtype, gate, features in itertools.product(DTYPES, GATES, FEATURES):
+        yield {"dtype": dtype, "gate": gate, "features": features}, SIZES
 
 
 def record(kernels: Any, soc: Soc, configuration: dict[str, Any],
@@ -112,7 +111,7 @@ def record(kernels: Any, soc: Soc, configuration: dict[str, Any],
     dtype = DTYPES[configuration["dtype"]]
     key_dim, value_dim, gate = configuration["K"], configuration["V"], configuration["gate"]
     full, bonus = configuration["features"] != "plain", configuration["features"] == "bonus"
-    tokens, heads, shared = _TOKENS[configuration["features"]], 16, (4 if full else 16)
+    tokens, heads, shared = 4090, 16, (4 if full else 16)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
