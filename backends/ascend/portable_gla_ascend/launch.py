@@ -243,7 +243,7 @@ class _Launcher:
             return _folded(found, g)
         shared = found.view(found.shape[0], self.batch, self.gate.heads, -1, self.tokens)
         if g.dim() == 3:
-            return shared.sum((0, 3)).transpose(1, 2).to(g.dtype).contiguous()
+            return _in_order(_in_order(shared, 0), 2).transpose(1, 2).to(g.dtype).contiguous()
         return shared.sum((0, 1, 3, 4)).to(g.dtype)
 
     def _folded_initial(self, found: Tensor | None) -> Tensor | None:
@@ -265,6 +265,11 @@ class _Launcher:
         dq, dk, dv, dg, dbonus = zeros
         assert dq is not None and dk is not None and dv is not None
         return Gradients(dq, dk, dv, dg, self._folded_initial(dinitial), dbonus)
+
+
+def _in_order(x: Tensor, dim: int) -> Tensor:
+    """Sum a few parts one after another: the order of PyTorch's sum depends on the other sizes, the batch's too."""
+    return functools.reduce(torch.add, x.unbind(dim))
 
 
 def _folded(found: Tensor, like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from portable_gla.demo import checkpoint
 @pytest.mark.parametrize("size", (2, 3))
 def test_the_losses_are_those_of_one_process(world, seed, size, dtype, bound):
     alone = tasks_example.losses(0, 1, seed, 117, 4, dtype)
-    assert alone[-1] < alone[0]
+    assert len(set(alone)) == len(alone)  # each step has changed the model
     for losses in world(size).run("tasks_example:losses", seed, 117, 4, dtype):
         assert losses == pytest.approx(alone, rel=bound, abs=0)
 
