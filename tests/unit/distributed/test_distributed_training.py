@@ -19,6 +19,12 @@ def test_the_losses_are_those_of_one_process(world, seed, size, dtype, bound):
         assert losses == pytest.approx(alone, rel=bound, abs=0)
 
 
+def test_the_loss_falls():
+    """From one number: over four steps of drawn text some do not."""
+    losses = tasks_example.losses(0, 1, 1, 117, 4, torch.float64)
+    assert losses[-1] < losses[0]
+
+
 DEATHS = [(1, False), (0, False), (0, True)]  # who is killed, and whether while it writes
 
 
