@@ -89,7 +89,8 @@ def states(shape: Sweep, channel: bool) -> Kernel:
 def exact(keys: int, channel: bool, read: bool) -> Kernel:
     """Return the forward pass (``read``) or the states in float32."""
     rows = 8 * 4 * keys
-    shared = rows * (1 + read) + (rows if channel else 32) + 8 * 128 + (8 * 8 * 128 + 4 * keys if read else 0)
+    apart = 8 * 8 * 128 if read and keys < 256 else 0  # else the keys' place is as large
+    shared = rows * (1 + read) + (rows if channel else 32) + 8 * 128 + apart + (4 * keys if read else 0)
     return Kernel("exact", "exact.cu", (("KP", keys), ("CHANNEL", int(channel)), ("READ", int(read))), 256, shared)
 
 
@@ -97,10 +98,10 @@ def gradients(keys: int, channel: bool, dtype: torch.dtype) -> Kernel:
     """Return the gradients of a chunk."""
     single = dtype == torch.float32
     size, wide = (4 if single else 2), _tile(keys)
-    tile, part, kept = CHUNK * wide * size, CHUNK * 32 * size, 32 * wide * size
+    tile, result, part, kept = CHUNK * wide * size, CHUNK * wide * 4, CHUNK * 64, 64 * wide
     warps = wide // 16
-    shared = max(2 * part + 2 * kept + tile, 3 * tile + kept) + CHUNK * CHUNK * size + 4 * CHUNK + 16 * wide + _VECTORS
-    shared += 16 + 64 + 4 * 32 * warps
+    shared = max(2 * part + 2 * kept + tile, 2 * tile + kept, tile + result)
+    shared += CHUNK * CHUNK * size + 4 * CHUNK + 16 * wide + _VECTORS + 16 + 64 + 4 * 32 * warps
     defines = (("KP", keys), ("KT", wide), ("CHANNEL", int(channel)), *((("FLOAT32", 1),) if single else ()))
     return Kernel("gradients", "gradients.cu", defines, 2 * wide, shared)
 

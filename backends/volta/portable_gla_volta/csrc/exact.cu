@@ -13,7 +13,9 @@ constexpr int STEPS = 8;                                               // tokens
 constexpr int KEPT = 32;                                               // tokens between kept states
 constexpr int ROW = 4 * KP;
 constexpr int X = 0, Q = X + STEPS * ROW, E = READ ? Q + STEPS * ROW : Q, Y = E + (CHANNEL ? STEPS * ROW : 4 * STEPS);
-constexpr int OUT = Y + STEPS * 128, U = OUT + (READ ? STEPS * GROUPS * 128 : 0);
+// Each warp's part of o: where there is little room it takes the place of the keys that this warp has just read.
+constexpr bool OVER_KEYS = READ && ROW == GROUPS * 128;
+constexpr int OUT = OVER_KEYS ? X : Y + STEPS * 128, U = Y + STEPS * 128 + (READ && !OVER_KEYS ? STEPS * GROUPS * 128 : 0);
 
 DEVICE void four(float (&numbers)[4], int offset) {
   Words<4> words = shared_load<4>(offset);
@@ -119,6 +121,7 @@ KERNEL(exact, THREADS, 2, SweepArguments) {
           if (READ && !exclusive) out = fma_(query[m], s[n + m], out);
         }
       }
+      if (OVER_KEYS) warp_barrier();
       if (READ) shared_set(OUT + 128 * (GROUPS * step + warp()) + 4 * column, fma_(itself, yv, out));
     }
     barrier();
@@ -128,6 +131,7 @@ KERNEL(exact, THREADS, 2, SweepArguments) {
       UNROLL for (int n = 0; n < GROUPS; n++) out += shared_float(OUT + 128 * (GROUPS * warp() + n) + 4 * column);
       if (row < end && value < value_dim)
         set_row_number(rows_of(arguments.o, sequences, place, head), row, value, out * arguments.scale);
+      if (OVER_KEYS) barrier();
     }
   }
 
