@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,12 +25,16 @@ _OCTETS = 272  # and of those within eight positions
 
 
 class Sweep(NamedTuple):
-    """A program of the float16 forward pass or of states: ``wide`` columns of V by all of K, shared by warps."""
+    """A program of the float16 forward pass or of states: ``wide`` columns of V by all of K, shared by warps.
+
+    ``whole``: the forward pass keeps the readers of all channels in shared memory, not of one tile at a time.
+    """
 
     keys: int
     wide: int
     warps_v: int
     warps_k: int
+    whole: bool = True
 
     @property
     def warps(self) -> int:
@@ -49,15 +52,18 @@ def padded(key_dim: int) -> int:
     return next(width for width in _WIDTHS if key_dim <= width)
 
 
-def sweep(key_dim: int, value_dim: int) -> Sweep:
+def sweep(target: str, key_dim: int, value_dim: int, channel: bool) -> Sweep:
     """Return the program that walks a segment of a call in float16."""
     keys = padded(key_dim)
+    # Two programs a multiprocessor: half of a Turing's shared memory does not hold readers and keys of 256 channels, and
+    # with gates per channel its registers hold no wide state and o besides while scores are made.
+    whole = target != "sm_75" or keys < 256
     # As wide as V, with a state of 128 registers a thread at most: every tile of V makes the scores again.
-    wide = 32 if value_dim <= 32 else 64 if value_dim <= 64 or keys == 256 else 128
+    wide = 32 if value_dim <= 32 or (channel and not whole) else 64 if value_dim <= 64 or keys == 256 else 128
     if wide == 128 or (wide == 64 and keys == 256):  # 32 columns a warp: operands that are fetched serve two products
-        return Sweep(keys, wide, wide // 32, 4 // (wide // 32))
+        return Sweep(keys, wide, wide // 32, 4 // (wide // 32), whole)
     warps = max(2 * _tile(keys) // 32, wide // 16)
-    return Sweep(keys, wide, wide // 16, warps // (wide // 16))
+    return Sweep(keys, wide, wide // 16, warps // (wide // 16), whole)
 
 
 def _tile(keys: int) -> int:
@@ -74,9 +80,11 @@ def _decays(shape: Sweep) -> tuple[int, int]:
 
 def forward(shape: Sweep, channel: bool) -> Kernel:
     """Return the forward pass in float16."""
-    shared = 2 * CHUNK * shape.keys * 2 + CHUNK * (shape.wide + CHUNK) * 2
+    readers = shape.keys if shape.whole else _tile(shape.keys)
+    shared = CHUNK * 2 * (readers + shape.keys + shape.wide + CHUNK)
     shared += sum(_decays(shape)) - 2 * shape.keys + _VECTORS + _OCTETS + 16 + 16 + 6 * _tile(shape.keys) + 48
-    return Kernel("forward", "forward.cu", (*shape.defines, ("CHANNEL", int(channel))), 32 * shape.warps, shared)
+    defines = (*shape.defines, ("CHANNEL", int(channel)), ("WHOLE", int(shape.whole)))
+    return Kernel("forward", "forward.cu", defines, 32 * shape.warps, shared)
 
 
 def states(shape: Sweep, channel: bool) -> Kernel:
@@ -121,19 +129,14 @@ def decode(key_dim: int) -> Kernel:
 
 
 @functools.cache
-def _all() -> tuple[Kernel, ...]:
+def kernels(target: str) -> tuple[Kernel, ...]:
+    """Return every kernel that a target's calls may launch."""
     found = [SCAN, FOLD]
     for keys, channel in itertools.product(_WIDTHS, (True, False)):
         for value in (32, 64, 128):
-            shape = sweep(keys, value)
+            shape = sweep(target, keys, value, channel)
             found += [forward(shape, channel), states(shape, channel)]
         found += [exact(keys, channel, True), exact(keys, channel, False)]
         found += [gradients(keys, channel, dtype) for dtype in (torch.float16, torch.float32)]
         found.append(decode(keys))
     return tuple(dict.fromkeys(found))
-
-
-def kernels(target: str) -> Iterator[Kernel]:
-    """Yield every kernel for a target: the same ones for all."""
-    del target
-    yield from _all()

@@ -28,6 +28,8 @@ from portable_gla_volta.configurations import CHUNK
 from portable_gla_volta.kernel import Kernel, Runner
 
 FILE = Path(__file__).with_name("counts.yaml")
+TARGET = "sm_70"
+"""Whose kernels are counted."""
 WIDTHS = (32, 64, 128, 256)
 _SOURCES = 16  # characters of a hash
 
@@ -82,7 +84,7 @@ def _document() -> dict[str, Any]:
 
 def sources(kind: Kind) -> str:
     """Return a hash of all that a row was counted from."""
-    shape = configurations.sweep(kind.key_dim, kind.value_dim)
+    shape = configurations.sweep(TARGET, kind.key_dim, kind.value_dim, kind.channel)
     kernels = (configurations.forward(shape, kind.channel), configurations.states(shape, kind.channel),
                configurations.gradients(shape.keys, kind.channel, torch.float16))
     text = "\n".join(images.key(kernel, targets.PORTABLE) for kernel in kernels)
@@ -99,7 +101,7 @@ class _Noting:
     """A runner that notes what another one launches."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner, self.entries = runner, list[str]()
+        self.runner, self.target, self.entries = runner, runner.target, list[str]()
         self.instructions: list[int] = []
 
     def launch(self, kernel: Kernel, grid: int, arguments: Structure, tensors: Sequence[Tensor]) -> None:
@@ -133,7 +135,7 @@ def _counted(kind: Kind, tokens: int, instructions: bool, nats: float) -> dict[s
     g = torch.nn.functional.logsigmoid(normal(kind.key_dim) if kind.channel else normal()) * (nats / 0.8)
     call = Call(q, k, v, g, None, None, None, 1.0, False, False, {})
     cut = segments.choose(1, tokens, 1, kind.value_dim, 1, 1)
-    runner, links = _Noting(emulator.EmulatorRunner()), torch.zeros(0, 1, kind.key_dim, kind.value_dim)
+    runner, links = _Noting(emulator.EmulatorRunner(TARGET)), torch.zeros(0, 1, kind.key_dim, kind.value_dim)
     with emulator.options(count=True) as launches:
         launch.Launcher(runner, call, cut).forward(links)
         launch.Launcher(runner, call, cut).backward(links, d, None)

@@ -27,6 +27,11 @@ class DeviceRunner:
         self._loaded: dict[tuple[Kernel, int], ctypes.c_void_p] = {}
         self._lock = threading.Lock()  # forward and backward run in different threads
 
+    @property
+    def target(self) -> str:
+        """What the current device's kernels are compiled for."""
+        return targets.of(_arch(torch.cuda.current_device())) or targets.PORTABLE
+
     def launch(self, kernel: Kernel, grid: int, arguments: ctypes.Structure, tensors: Sequence[Tensor]) -> None:
         """Launch ``grid`` blocks on the current stream of the tensors' device, which is to be the current one.
 
@@ -49,8 +54,7 @@ class DeviceRunner:
                               f"threads and {kernel.shared} bytes: {error}") from error
 
     def _load(self, kernel: Kernel, device: int) -> ctypes.c_void_p:
-        major, minor = torch.cuda.get_device_capability(device)
-        arch = f"sm_{major}{minor}"
+        arch = _arch(device)
         target = targets.of(arch)
         if target is None:
             raise KernelError(f"{sources.title(kernel)}: no kernels for {arch}, there are for "
@@ -70,3 +74,8 @@ class DeviceRunner:
                     raise KernelError(f"{sources.title(kernel)} cannot be loaded on {arch}: {error}") from error
                 self._images.drop(image)
         raise AssertionError("unreachable")
+
+
+def _arch(device: int) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"

@@ -24,6 +24,11 @@ class Kernel:
 class Runner(Protocol):
     """Runs kernels: on the device, or in the emulator."""
 
+    @property
+    def target(self) -> str:
+        """What kernels are compiled for: some are other ones on Turing."""
+        ...
+
     def launch(self, kernel: Kernel, grid: int, arguments: ctypes.Structure, tensors: Sequence[Tensor]) -> None:
         """Launch ``grid`` blocks on the current stream.
 

@@ -33,7 +33,7 @@ class Launcher:
         self.packed = call.cu_seqlens is not None
         self.channel = call.g is not None and call.g.dim() == 4
         self.single = call.q.dtype == torch.float32
-        self.shape = configurations.sweep(self.key_dim, self.value_dim)
+        self.shape = configurations.sweep(runner.target, self.key_dim, self.value_dim, self.channel)
         self.cu_seqlens = None if call.cu_seqlens is None else call.cu_seqlens.to(torch.int32).contiguous()
         self.bonus = None if call.bonus is None else call.bonus.float().contiguous()
         self.initial = _readable(call.initial_state)
@@ -262,7 +262,8 @@ def decode(runner: Runner, call: DecodeCall) -> None:
 class _Listed:
     """A runner that runs nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: str) -> None:
+        self.target = target
         self.launches: list[tuple[Kernel, int]] = []
 
     def launch(self, kernel: Kernel, grid: int, arguments: ctypes.Structure, tensors: Sequence[Tensor]) -> None:
@@ -282,7 +283,7 @@ def planned(problem: Problem, segments: Segments) -> tuple[list[tuple[Kernel, in
     gates = {"channel": (*rows, p.gate_heads, p.key_dim), "head": (*rows, p.gate_heads), "constant": (p.gate_heads,)}
     g = made(*gates[p.gate], dtype=p.gate_dtype) if p.gate in gates else None
     states = (p.sequences, p.heads, p.key_dim, p.value_dim)
-    found = _Listed()
+    found = _Listed(problem.device.arch)
     if p.mode == "decode":
         decode(found, DecodeCall(q, k, v, g, made(*states, dtype=torch.float32), None,
                                  made(p.heads, p.key_dim) if p.bonus else None, 1.0,

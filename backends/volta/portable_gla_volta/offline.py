@@ -107,9 +107,8 @@ def compile_kernel(kernel: Kernel, target: str) -> Compiled:
     wrong = []
     if spills or any(counted[code] for code in sass.LOCAL):
         wrong.append(f"{spills} bytes of spills")
-    least = least_blocks(kernel, target)
-    if blocks < least:
-        wrong.append(f"{blocks} block a multiprocessor, expected {least}")
+    if blocks < LEAST_BLOCKS:
+        wrong.append(f"{blocks} blocks a multiprocessor, expected {LEAST_BLOCKS}")
     if steps < _STEPS * products or (steps and not products):
         wrong.append(f"{steps} HMMA.884 for {products} mma")
     return Compiled(build, registers, spills, kernel.shared, limit.shared, warps, blocks, time.perf_counter() - begin,
@@ -123,17 +122,6 @@ def _products(kernel: Kernel, digest: str) -> int:
     assert source.digest() == digest
     text = nvrtc.find(PORTABLE).compile(source.name, source.text, source.headers, sources.options(kernel, PORTABLE))
     return len(re.findall(rb"^\s*(?:@!?%p\d+\s+)?mma\.sync", text.code, re.MULTILINE))
-
-
-def least_blocks(kernel: Kernel, target: str) -> int:
-    """Return how many blocks of a kernel a multiprocessor is to hold.
-
-    Two; but a Turing's shared memory, 64 KB, holds only one of the gradients in float32, and of walks at K = 256.
-    """
-    constants = dict(kernel.defines)
-    large = constants.get("KT", 0) > 32 if "FLOAT32" in constants else (
-        constants.get("KP") == 256 and kernel.entry in ("forward", "exact"))
-    return 1 if target == "sm_75" and large else LEAST_BLOCKS
 
 
 def usage(log: str) -> tuple[int, int]:

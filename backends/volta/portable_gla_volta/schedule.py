@@ -45,7 +45,7 @@ class Model:
         self.problem, self.segments = problem, segments
         p, size = problem, problem.dtype.itemsize
         self.single = p.dtype == torch.float32
-        self.shape = configurations.sweep(p.key_dim, p.value_dim)
+        self.shape = configurations.sweep(p.device.arch, p.key_dim, p.value_dim, p.gate == "channel")
         rows = p.batch * p.tokens
         self.q = rows * p.q_heads * p.key_dim * size
         self.k = rows * p.k_heads * p.key_dim * size

@@ -77,9 +77,9 @@ class Mutants:
         return "\n".join(lines) + "\n"
 
     @contextlib.contextmanager
-    def on(self, name: str | None, patch: pytest.MonkeyPatch) -> Iterator[None]:
-        """Have calls to the emulated backend run these kernels, with one fault or none."""
-        self.runner.mutant = self.numbers[name] if name else 0
+    def on(self, name: str | None, patch: pytest.MonkeyPatch, target: str = "sm_70") -> Iterator[None]:
+        """Have calls to the emulated backend run a target's kernels, with one fault or none."""
+        self.runner.mutant, self.runner.target = self.numbers[name] if name else 0, target
         with patch.context() as inner:
             inner.setattr(backend, "_runner", lambda emulating: self.runner)
             yield

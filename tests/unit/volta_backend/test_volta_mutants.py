@@ -10,7 +10,8 @@ import torch
 from helpers_volta_mutants import Mutants, Patch, half
 from portable_gla_volta import emulator, sources
 
-# In this order they are tried on a fault until one shows it: each with its segments, 0: decoded.
+# In this order they are tried on a fault until one shows it: each with its segments, 0: decoded. Those named after
+# Turing run as on one.
 CASES = {
     "channel": (half("mutant-channel", value_dim=72), 1),
     "slow": (half("mutant-slow", regime="slow", tokens=37, value_dim=62), 1),  # values through shared memory
@@ -23,6 +24,9 @@ CASES = {
     "segments": (half("mutant-segments", tokens=150, batch=1), 2),
     "single": (half("mutant-single", dtype=torch.float32, tokens=40), 1),
     "single-head": (half("mutant-single-head", dtype=torch.float32, gate="head", tokens=40, bonus=True), 1),
+    "single-widest": (half("mutant-single-widest", dtype=torch.float32, key_dim=256, tokens=20, batch=1), 1),
+    "turing": (half("mutant-turing", key_dim=256, value_dim=40, batch=1, tokens=37, regime="range"), 1),
+    "turing-head": (half("mutant-turing-head", key_dim=256, batch=1, tokens=37, gate="head"), 1),
     "decode": (half("mutant-decode"), 0),
 }
 
@@ -70,7 +74,7 @@ PATCHES: tuple[tuple[Patch, str], ...] = (
            "if (!MUTANT && i == 0) shared_set(offset + VECTOR_TOTAL, total);"), "uninitialised"),
     (Patch("every lane votes", "scores.cuh", "  if (lane() == 0) {\n    Words<1> word;",
            "  if (MUTANT || lane() == 0) {\n    Words<1> word;"), "race"),
-    (Patch("another's columns", "gradients.cu", "first_value = tile * KT;", "first_value = (MUTANT ? 0 : tile) * KT;"),
+    (Patch("another's columns", "gradients_values.cuh", "first_value = tile * KT;", "first_value = (MUTANT ? 0 : tile) * KT;"),
      "blocks"),
     (Patch("another's chunk", "states.cu", "(slot + chunk) * sequences.heads + head",
            "(slot + (MUTANT ? 0 : chunk)) * sequences.heads + head"), "budget"),
@@ -99,17 +103,21 @@ def checked() -> Iterator[None]:
         yield
 
 
+def target_of(name: str) -> str:
+    return "sm_75" if name.startswith("turing") else "sm_70"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_without_a_fault_nothing_is_found(patched: Mutants, checked: None, monkeypatch: pytest.MonkeyPatch,
                                           name: str) -> None:
     case, segments = CASES[name]
-    with patched.on(None, monkeypatch):
+    with patched.on(None, monkeypatch, target_of(name)):
         assert mutants.caught(case, segments) == set()
 
 
 def first_caught(patched: Mutants, fault: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    with patched.on(fault, monkeypatch):
-        for case, segments in CASES.values():
+    for name, (case, segments) in CASES.items():
+        with patched.on(fault, monkeypatch, target_of(name)):
             if found := mutants.caught(case, segments):
                 return found
     return set()

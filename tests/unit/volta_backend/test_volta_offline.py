@@ -39,18 +39,13 @@ def test_the_table_has_every_kernel_for_both_targets() -> None:
 
 
 def test_no_spills_two_blocks_and_the_matrix_instruction_everywhere() -> None:
-    ones = 0
     for row in rows():
         name = f"{row['target']} {row['kernel']} {row['configuration']}"
         assert row["broken"] == "" and row["spills"] == 0, name
-        kernel = offline.find(offline.Build(row["kernel"], row["target"], row["configuration"]))
-        least = offline.least_blocks(kernel, row["target"])
-        assert row["occupancy"] >= least and row["registers"] * 32 * row["warps"] * 2 <= 65536, name
-        assert least * row["shared"] <= row["shared_limit"] == limits(row["target"]).shared, name
-        ones += least == 1
+        assert row["occupancy"] >= 2 and row["registers"] * 32 * row["warps"] * 2 <= 65536, name
+        assert 2 * row["shared"] <= row["shared_limit"] == limits(row["target"]).shared, name
         single = "FLOAT32" in row["configuration"] or row["kernel"] not in ("forward", "states", "gradients")
         assert row["extra"]["hmma"] >= 4 * row["extra"]["mma"] and bool(row["extra"]["mma"]) != single, name
-    assert ones == 14  # on a T4: the gradients in float32 of K above 32, walks of K = 256
 
 
 def test_the_table_is_of_the_present_sources() -> None:

@@ -1,7 +1,8 @@
 // The forward pass in float16: a program walks one segment of one head for BV columns of V, its state in registers.
 //
 // Grid: slots x heads x tiles of V, these fastest: programs that share q, k and g run side by side.
-// Compiled in: KP, BV, WV, WK (state.cuh); CHANNEL: gates per channel, else per head, constant or none.
+// Compiled in: KP, BV, WV, WK (state.cuh); CHANNEL: gates per channel, else per head, constant or none; WHOLE: the readers
+// of all channels stay till the state is read, else it is read tile by tile, which takes more registers and barriers.
 #include "target.cuh"
 #include "arguments.cuh"
 #include "common.cuh"
@@ -12,9 +13,9 @@
 #include "operands.cuh"
 #include "state.cuh"
 
-// Shared memory: the operands, of readers (where parts of o meet) and of keys; v; the scores. A warp that has its columns
-// of v for itself leaves o in their place, else it lies where the readers were.
-constexpr int KEYS_AT = TILES * TILE_BYTES, VALUES_AT = 2 * KEYS_AT, SCORES_AT = VALUES_AT + CHUNK * BV * 2;
+// Shared memory: readers; v; keys; the scores. A warp that has its columns of v for itself leaves o in their place; else
+// parts of o meet from the readers' place on, and o lies there.
+constexpr int VALUES_AT = (WHOLE ? TILES : 1) * TILE_BYTES, KEYS_AT = VALUES_AT + CHUNK * BV * 2, SCORES_AT = KEYS_AT + TILES * TILE_BYTES;
 constexpr int O_AT = WK == 1 ? VALUES_AT : 0;
 // Per channel: the chunk's decay times a lift, and the upper half of one over the lift; of a tile's channels the decays of
 // every side and its largest keys with their suffixes.
@@ -28,38 +29,38 @@ constexpr int APART = LARGEST + 16;  // sums of every warp
 constexpr int STARTS = APART + 6 * HELD * WARPS;  // of the rows of q, k, v, g and o: few registers are left beside a state
 constexpr int STRIP_BYTES = 2048;  // a warp's part of o, of 16 columns
 constexpr bool LIFTED = TILES == 1;  // the scores' operands: see scores.cuh
-static_assert(WK == 1 || WK / 2 * BV * CHUNK * 4 <= KEYS_AT);
+constexpr int PARTS_OF_O = WK / 2 * BV * CHUNK * 4;
+static_assert(PARTS_OF_O <= KEYS_AT && (WK == 1 || BV * CHUNK * 2 <= KEYS_AT));
 
 // Of a warp: strips of 16 columns by both halves of every octet of positions.
 struct Out {
   float strip[STRIPS][2][8];
 };
 
+DEVICE void scale(Out& o, float factor) {
+  UNROLL for (int v = 0; v < STRIPS; v++)
+    UNROLL for (int half = 0; half < 2; half++)
+      UNROLL for (int i = 0; i < 8; i++) o.strip[v][half][i] *= factor;
+}
+
 // Where number i of a half's results lies.
 DEVICE int out_position(int half, int i) {
   return 16 * quad_column() + 8 * (i >> 2) + 4 * half + (lane() & 2) + (i & 1);
 }
 
-// One over the least lift of the tiles' readers.
-DEVICE float least_lift() {
-  if (!CHANNEL) return 1.0f;
-  int lifts = opaque(READER_LIFTS);
-  float found = shared_float(lifts);
-  UNROLL for (int tile = 1; tile < TILES; tile++) found = larger(found, shared_float(lifts + 4 * tile));
-  return found;
-}
-
-// o += the state read by q, from registers and the first tiles.
-DEVICE void read_by(Out& o, const Carried& state, int tiles, float factor) {
+// o += the state in a tile's channels, times `factor`, read by q. `lift`: by how much o is too large.
+DEVICE void read_by(Out& o, float& lift, const Carried& state, int tile, float factor) {
+  if (CHANNEL) {
+    float next = inverse_power(shared_float(READER_LIFTS + 4 * tile));
+    scale(o, next * inverse_power(lift));
+    lift = next;
+  }
   int channel = warp_keys() + quad_lane(), octet = 2 * quad_column() + upper();
-  int place[2] = {opaque(operand_at(tiles, channel, octet)), opaque(operand_at(tiles, channel + 4, octet))};
+  int readers = WHOLE ? tile_offset(0, tile) : 0;
+  int place[2] = {opaque(operand_at(readers, channel, octet)), opaque(operand_at(readers, channel + 4, octet))};
   UNROLL for (int p = 0; p < PARTS; p++) {
-    if (FENCED && p) warp_barrier();  // or too many operands would be fetched at once
-    if (CHANNEL && TILES > 1 && p * 32 % KT == 0) {  // from one tile's lift to the next one's
-      int lifts = opaque(READER_LIFTS + 4 * ((warp_keys() + 32 * p) / KT));
-      factor *= shared_float(lifts);
-      if (p) factor *= inverse_power(shared_float(lifts - 4));
-    }
+    if (p / SHARE != tile) continue;
+    if (FENCED && p % SHARE) warp_barrier();  // or too many operands would be fetched at once
     UNROLL for (int half = 0; half < 2; half++) {
       unsigned own[STRIPS][2][2], other[STRIPS][2][2];
       UNROLL for (int v = 0; v < STRIPS; v++) {
@@ -70,7 +71,7 @@ DEVICE void read_by(Out& o, const Carried& state, int tiles, float factor) {
       UNROLL for (int column = 0; column < 2; column++) {
         bool mine = quad_column() == column;
         UNROLL for (int t = 0; t < 2; t++) {
-          Words<4> words = shared_load<4>(place[t] + ROW_BYTES * (32 * p + 16 * column + 8 * half));
+          Words<4> words = shared_load<4>(place[t] + ROW_BYTES * (32 * (p % SHARE) + 16 * column + 8 * half));
           UNROLL for (int v = 0; v < STRIPS; v++) {
             unsigned a[2] = {mine ? own[v][t][0] : other[v][t][0], mine ? own[v][t][1] : other[v][t][1]};
             UNROLL for (int part = 0; part < 2; part++) {
@@ -99,13 +100,14 @@ DEVICE void read_scores(Out& o, const Values& values, int tile) {
   }
 }
 
-// The later one of two warps that share columns of V gives what it found to the first, where the readers were.
+// The later one of two warps that share columns of V gives what it found to the first.
 DEVICE void sum_parts(Out& o) {
   static_assert(WK <= 2);
   if (WK == 1) {
     warp_barrier();  // o takes the place of v
     return;
   }
+  if (PARTS_OF_O > VALUES_AT) barrier();  // nobody needs v any more
   int strip = warp() % WV;
   if (warp() / WV)
     UNROLL for (int v = 0; v < STRIPS; v++)
@@ -144,6 +146,11 @@ DEVICE void store_out(const Out& out, const Rows& o, int position, int end, int 
         if (left >= 2) global_set_half(to + 2, (unsigned short)(pair.word[0] >> 16));
       }
     }
+}
+
+DEVICE void add_head_scores(Products<WARPS>& products, int readers, int keys, int channels, bool exclusive) {
+  if (exclusive) multiply<WARPS, EARLIER>(products, readers, keys, channels, true, true);
+  else multiply<WARPS, ADDED>(products, readers, keys, channels, true, true);
 }
 
 KERNEL(forward, THREADS, 2, SweepArguments) {
@@ -191,9 +198,14 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
       of_q = rows(0, arguments.q);
       of_k = rows(1, arguments.x);
     }
+    Out out;
+    UNROLL for (int v = 0; v < STRIPS; v++)
+      UNROLL for (int half = 0; half < 2; half++) clear(out.strip[v][half]);
+    float state_unit = 1.0f, out_lift = 1.0f;
+    if (!WHOLE) state_unit = unit_of_state(state);
     int tiles = TILES == 1 ? 1 : opaque(TILES);  // one after another
     for (int tile = 0; tile < tiles; tile++) {
-      int channel = tile * KT + own, readers = tile_offset(0, tile), keys = tile_offset(KEYS_AT, tile);
+      int channel = tile * KT + own, readers = WHOLE ? tile_offset(0, tile) : 0, keys = tile_offset(KEYS_AT, tile);
       bool inside = channel < key_dim;
       int first = position + HELD * side;
       Positions<HELD> column;
@@ -233,14 +245,17 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
         put_untouched_keys(keys, column, own, side);
         if (exclusive) add_own(apart, column, bonus);
       }
+      if (!WHOLE) {
+        barrier();
+        if (!CHANNEL) add_head_scores(products, readers, keys, KT, exclusive);
+        read_by(out, out_lift, state, tile, inverse_power(state_unit));
+        if (!CHANNEL) barrier();
+      }
     }
     if (some_apart) store_apart<WARPS, HELD>(APART, apart);
     if (!CHANNEL || some_apart) barrier();
+    if (!CHANNEL && WHOLE) add_head_scores(products, 0, KEYS_AT, KP, exclusive);
     Pairs<WARPS> scores;
-    if (!CHANNEL) {
-      if (exclusive) multiply<WARPS, EARLIER>(products, 0, KEYS_AT, KP, true, true);
-      else multiply<WARPS, ADDED>(products, 0, KEYS_AT, KP, true, true);
-    }
     finish(scores, products, CHANNEL && LIFTED ? inverse_power(scores_lifted) : 1.0f);
     if (some_apart) add_apart<WARPS, HELD>(scores, APART, KT / 32);
     if (!CHANNEL) decay_scores(scores, VECTORS, exclusive);
@@ -251,12 +266,11 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
     Rows of_v = rows(2, arguments.y);
     if (!fetched_by_fours(of_v, value_dim)) stage_values(VALUES_AT, of_v, position, end, opaque(first_value), value_dim);
 
-    Out out;
-    UNROLL for (int v = 0; v < STRIPS; v++)
-      UNROLL for (int half = 0; half < 2; half++) clear(out.strip[v][half]);
-    float state_unit = unit_of_state(state);
-    read_by(out, state, 0, inverse_power(state_unit) * (TILES > 1 ? inverse_power(least_lift()) : 1.0f));
-    state_unit *= least_lift();
+    if (WHOLE) {
+      state_unit = unit_of_state(state);
+      UNROLL for (int tile = 0; tile < TILES; tile++) read_by(out, out_lift, state, tile, inverse_power(state_unit));
+    }
+    state_unit *= inverse_power(out_lift);
     UNROLL for (int half = 0; half < 2; half++)
       UNROLL for (int n = 0; n < 4; n++) {
         int i = (n & 1) + 4 * (n >> 1);  // i + 2 is of the same position

@@ -56,7 +56,7 @@ DEVICE Words<4> kept_chunk(const GradientsArguments& arguments, const Kept& kept
   if (value >= ceil_div(arguments.value_dim, 16) * 16) return words;
   words = global_load<4>(kept.data + ((int64)value * KP + key) * SIZE);
 #ifndef FLOAT32
-  int place = value / 16 * arguments.parts + key / (KP / arguments.parts);
+  int place = value / 16 * arguments.parts + key % KT / (KT / arguments.parts);
   float factor = bits_to_float(global_load<1>(kept.units + place).word[0]) * inverse_power(kept.unit);
   if (factor != 1.0f)
     UNROLL for (int n = 0; n < 4; n++)

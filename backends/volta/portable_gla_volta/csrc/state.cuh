@@ -12,20 +12,22 @@ constexpr int TILE_BYTES = CHUNK * KT * 2;
 constexpr int STRIPS = BV / 16 / WV;                      // of 16 columns, a warp's
 constexpr int HELD = THREADS >= 4 * KT ? SUB / 2 : SUB;   // positions of a channel that a thread has
 constexpr int SIDES = CHUNK / HELD;
+constexpr int SHARE = PARTS / TILES;                      // a warp's parts of a tile: all warps have work at each
 constexpr bool FENCED = PARTS * STRIPS > 2;               // a state that leaves few registers for anything else
-static_assert(STRIPS * WV * 16 == BV && PARTS * 32 * WK == KP && THREADS == SIDES * KT);
+static_assert(STRIPS * WV * 16 == BV && SHARE * TILES * 32 * WK == KP && THREADS == SIDES * KT);
 
 struct Carried {
   float s[STRIPS][PARTS][2][8];
 };
 
 DEVICE int warp_values() { return 16 * STRIPS * (warp() % WV); }
-DEVICE int warp_keys() { return warp() / WV * (KP / WK); }
+DEVICE int warp_keys() { return warp() / WV * (KT / WK); }  // of the first tile
+DEVICE constexpr int part_keys(int p) { return p / SHARE * KT + p % SHARE * 32; }  // behind these
 
 // Where number i of a strip, of part p, half t lies.
 DEVICE int carried_value(int i, int strip = 0) { return warp_values() + 16 * strip + result_row(i); }
 DEVICE int carried_key(int p, int t, int i) {
-  return warp_keys() + 32 * p + 16 * quad_column() + 8 * (i >> 2) + 4 * t + (lane() & 2) + (i & 1);
+  return warp_keys() + part_keys(p) + 16 * quad_column() + 8 * (i >> 2) + 4 * t + (lane() & 2) + (i & 1);
 }
 
 DEVICE void zero_state(Carried& state) {
@@ -195,7 +197,7 @@ DEVICE void add_to_state(Carried& state, const Values& values, int tiles) {
     UNROLL for (int p = 0; p < PARTS; p++) {
       if (FENCED) warp_barrier();  // or too many operands would be fetched at once
       UNROLL for (int t = 0; t < 2; t++) {
-        Words<4> words = shared_load<4>(from[t] + 32 * ROW_BYTES * p);
+        Words<4> words = shared_load<4>(from[t] + ROW_BYTES * part_keys(p));
         UNROLL for (int step = 0; step < 2; step++) {
           unsigned b[2] = {words.word[2 * step], words.word[2 * step + 1]};
           UNROLL for (int v = 0; v < STRIPS; v++)
@@ -209,14 +211,14 @@ DEVICE void add_to_state(Carried& state, const Values& values, int tiles) {
 // The same with X in row-major tiles of positions: with other operands ptxas runs out of registers in states.cu.
 DEVICE void add_rows_to_state(Carried& state, const Values& values, int tiles) {
   // Eight rows or chunks on, a place differs by a constant.
-  constexpr int NEXT = PARTS > 1 ? 4 : 0;
+  constexpr int NEXT = SHARE > 1 ? 4 : 0;
   int row = quad_lane(), first = warp_keys() / 8 + 2 * quad_column() + upper();
   int place[2][2] = {{opaque(row_operand_at(tiles, row, first)), opaque(row_operand_at(tiles, row, first + NEXT))},
                      {opaque(row_operand_at(tiles, 4 + row, first)), opaque(row_operand_at(tiles, 4 + row, first + NEXT))}};
   UNROLL for (int step = 0; step < CHUNK / 4; step++) {
     if (FENCED) warp_barrier();  // or too many operands would be fetched at once
     UNROLL for (int p = 0; p < PARTS; p++) {
-      Words<4> words = shared_load<4>(place[step % 2][p % 2] + step / 2 * (8 * CHUNKS * 16) + p / 2 * TILE_BYTES);
+      Words<4> words = shared_load<4>(place[step % 2][p % SHARE] + step / 2 * (8 * CHUNKS * 16) + p / SHARE * TILE_BYTES);
       UNROLL for (int t = 0; t < 2; t++) {
         unsigned b[2] = {words.word[2 * t], words.word[2 * t + 1]};
         UNROLL for (int v = 0; v < STRIPS; v++) mma<false, false>(state.s[v][p][t], values.word[v][step], b);

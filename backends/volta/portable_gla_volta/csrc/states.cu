@@ -42,7 +42,7 @@ DEVICE void keep(const Carried& state, const SweepArguments& arguments, int64 ro
       UNROLL for (int half = 0; half < 2; half++) {
         unsigned found[2][2];
         round_state(state, v, p, half, inverse_power(unit), found);
-        int key = warp_keys() + 32 * p + 16 * quad_column() + 8 * half;
+        int key = warp_keys() + part_keys(p) + 16 * quad_column() + 8 * half;
         Words<4> words;
         UNROLL for (int n = 0; n < 4; n++) words.word[n] = found[n >> 1][n & 1];
         global_store<4>(kept + value * columns + key, words);

@@ -27,7 +27,6 @@ class EmulatorRunner:
 
     def __init__(self, target: str = "sm_70", folder: Path | None = None) -> None:
         self.target = target
-        self.limits = targets.limits(target)
         self.folder = folder
         self._compiled: dict[tuple[Kernel, Path, bool], _Compiled] = {}
 
@@ -59,9 +58,10 @@ class EmulatorRunner:
         if key not in self._compiled:
             if kernel.threads % 32 or not 32 <= kernel.threads <= 1024:
                 raise ValueError(f"{sources.title(kernel)}: a block cannot have {kernel.threads} threads")
-            if kernel.shared > self.limits.shared:
+            limit = targets.limits(self.target).shared
+            if kernel.shared > limit:
                 raise ValueError(f"{sources.title(kernel)}: asks for {kernel.shared} bytes of shared memory, and "
-                                 f"{self.target} has {self.limits.shared}")
+                                 f"{self.target} has {limit}")
             self._compiled[key] = _Compiled(self.unrolled(kernel) if unrolled else self.build(kernel), kernel)
         return self._compiled[key]
 
