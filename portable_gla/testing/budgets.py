@@ -39,7 +39,8 @@ cancels shows that in single elements, not in the norm of a row.
 A backend that feeds 16-bit inputs to a matrix unit says so (``rounds_operands``): what it multiplies, decays included,
 is rounded to the inputs' dtype, as in any straightforward computation in that dtype. Its rows and tensors may then be
 off by that too, each term independently: u of the inputs' dtype times the root of the sum of the terms' squares (the
-recurrence on squares). Without it a final state, which is float32 for 16-bit inputs, would be held to float32. In the
+recurrence on squares). Without it a final state, which is float32 for 16-bit inputs, would be held to float32. The
+scores of two tokens are such operands as well: where that is more, a pair of tokens is a term (``scores.py``). In the
 gradient of a constant gate, a path from a key to an output counts as often as it crosses the gate, n times, with one
 and the same rounding: its term is n times the path, and its square n² times the path's.
 
@@ -63,6 +64,7 @@ from torch import Tensor
 
 from portable_gla.backend import Call
 from portable_gla.testing import inputs as numbers
+from portable_gla.testing import scores
 from portable_gla.testing.inputs import Inputs
 from portable_gla.testing.oracle import Oracle
 
@@ -161,6 +163,8 @@ def expected(inputs: Inputs, final_dtype: torch.dtype | None = None, *,
     operands = dict.fromkeys(terms, torch.zeros(()))
     if rounds_operands and case.dtype.itemsize == 2:
         squares = _squares(wide, do, dfinal)
+        for name, value in scores.squares(wide, do).items():
+            squares[name] = squares[name].maximum(value)
         operands = {name: unit(case.dtype) * value.sqrt() for name, value in squares.items()}
     step = unit(torch.float32)
     nudged = truth if wide.g is None else outputs(Oracle(), dataclasses.replace(wide, g=wide.g + step), do, dfinal)

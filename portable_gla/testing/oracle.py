@@ -140,9 +140,9 @@ class Oracle:
         o = torch.zeros_like(inputs[2])
         final = inputs[0].new_zeros(call.state_shape)
         for rows, tokens, states in sequences(call):
-            q, k, v, g = (_turn(call, x[rows, tokens]) for x in inputs)
+            q, k, v, g = (turn(call, x[rows, tokens]) for x in inputs)
             part, final[states] = recurrence(q, k, v, g, initial[states], bonus, call.scale)
-            o[rows, tokens] = _turn(call, part)
+            o[rows, tokens] = turn(call, part)
         return (o.to(call.v.dtype), final.to(call.state_dtype) if call.output_final_state else None,
                 inputs[0].new_empty(0) if save else None)
 
@@ -157,11 +157,11 @@ class Oracle:
         gradients = [torch.zeros_like(x) for x in inputs]
         dbonus = None if bonus is None else torch.zeros_like(bonus)
         for rows, tokens, states in sequences(call):
-            q, k, v, g = (_turn(call, x[rows, tokens]) for x in inputs)
+            q, k, v, g = (turn(call, x[rows, tokens]) for x in inputs)
             *parts, dstates[states], dpart = adjoint(q, k, v, g, initial[states], bonus, call.scale,
-                                                     _turn(call, do[rows, tokens]), dstates[states].clone())
+                                                     turn(call, do[rows, tokens]), dstates[states].clone())
             for whole, part in zip(gradients, parts, strict=True):
-                whole[rows, tokens] = _turn(call, part)
+                whole[rows, tokens] = turn(call, part)
             if dbonus is not None and dpart is not None:
                 dbonus += dpart
         dq, dk, dv, dg = gradients
@@ -198,7 +198,8 @@ class Oracle:
         return None if call.bonus is None else call.bonus.to(self._compute)
 
 
-def _turn(call: Call, x: Tensor) -> Tensor:
+def turn(call: Call, x: Tensor) -> Tensor:
+    """Put tokens [B, T, ...] in the order in which the call runs them, or back."""
     return x.flip(1) if call.reverse else x
 
 
