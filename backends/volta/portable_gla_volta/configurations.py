@@ -55,8 +55,8 @@ def padded(key_dim: int) -> int:
 def sweep(target: str, key_dim: int, value_dim: int, channel: bool) -> Sweep:
     """Return the program that walks a segment of a call in float16."""
     keys = padded(key_dim)
-    # Two programs a multiprocessor: half of a Turing's shared memory does not hold readers and keys of 256 channels, and
-    # with gates per channel its registers hold no wide state and o besides while scores are made.
+    # Two programs a multiprocessor: half of a Turing's shared memory does not hold readers and keys of 256 channels;
+    # and with gates per channel its registers do not hold a wide state and o while scores are made.
     whole = target != "sm_75" or keys < 256
     # As wide as V, with a state of 128 registers a thread at most: every tile of V makes the scores again.
     wide = 32 if value_dim <= 32 or (channel and not whole) else 64 if value_dim <= 64 or keys == 256 else 128

@@ -26,7 +26,7 @@ CASES = {
     "single-head": (half("mutant-single-head", dtype=torch.float32, gate="head", tokens=40, bonus=True), 1),
     "single-widest": (half("mutant-single-widest", dtype=torch.float32, key_dim=256, tokens=20, batch=1), 1),
     "turing": (half("mutant-turing", key_dim=256, value_dim=40, batch=1, tokens=37, regime="range"), 1),
-    "turing-head": (half("mutant-turing-head", key_dim=256, batch=1, tokens=37, gate="head"), 1),
+    "turing-head": (half("mutant-turing-head", key_dim=256, value_dim=62, batch=1, tokens=37, gate="head"), 1),
     "decode": (half("mutant-decode"), 0),
 }
 
@@ -74,8 +74,8 @@ PATCHES: tuple[tuple[Patch, str], ...] = (
            "if (!MUTANT && i == 0) shared_set(offset + VECTOR_TOTAL, total);"), "uninitialised"),
     (Patch("every lane votes", "scores.cuh", "  if (lane() == 0) {\n    Words<1> word;",
            "  if (MUTANT || lane() == 0) {\n    Words<1> word;"), "race"),
-    (Patch("another's columns", "gradients_values.cuh", "first_value = tile * KT;", "first_value = (MUTANT ? 0 : tile) * KT;"),
-     "blocks"),
+    (Patch("another's columns", "gradients_values.cuh", "first_value = tile * KT;",
+           "first_value = (MUTANT ? 0 : tile) * KT;"), "blocks"),
     (Patch("another's chunk", "states.cu", "(slot + chunk) * sequences.heads + head",
            "(slot + (MUTANT ? 0 : chunk)) * sequences.heads + head"), "budget"),
     # Decisions: each warp its own, and the wrong one.
