@@ -24,25 +24,33 @@ from torch import Tensor
 from portable_gla import segments
 from portable_gla.backend import Call
 from portable_gla_volta import configurations, images, launch, targets
-from portable_gla_volta.configurations import CHUNK
+from portable_gla_volta.configurations import CHUNK, Sweep
 from portable_gla_volta.kernel import Kernel, Runner
 
 FILE = Path(__file__).with_name("counts.yaml")
-TARGET = "sm_70"
-"""Whose kernels are counted."""
 WIDTHS = (32, 64, 128, 256)
+_FIRST = targets.TARGETS[0]
 _SOURCES = 16  # characters of a hash
 
 
 class Kind(NamedTuple):
-    """A kind of call in float16: K and V rounded up to one of ``WIDTHS``, gates per channel or not."""
+    """A kind of call in float16: K and V rounded up to one of ``WIDTHS``, gates per channel or not.
+
+    ``target`` is Volta's, but where Turing's programs are other ones.
+    """
 
     key_dim: int
     value_dim: int
     channel: bool
+    target: str = _FIRST
 
     def __str__(self) -> str:
-        return f"{self.key_dim}x{self.value_dim} {'channel' if self.channel else 'head'}"
+        own = "" if self.target == _FIRST else f" {self.target}"
+        return f"{self.key_dim}x{self.value_dim} {'channel' if self.channel else 'head'}{own}"
+
+    def shape(self, target: str) -> Sweep:
+        """Return the programs of a target that walk along a segment."""
+        return configurations.sweep(target, self.key_dim, self.value_dim, self.channel)
 
 
 class Work(NamedTuple):
@@ -58,16 +66,17 @@ class Work(NamedTuple):
 PASSES = {"forward": "forward", "states": "states", "gradients": "gradients"}
 
 
-def kind_of(key_dim: int, value_dim: int, gate: str) -> Kind:
+def kind_of(target: str, key_dim: int, value_dim: int, gate: str) -> Kind:
     """Return the row that a call in float16 falls into."""
     wide = next(width for width in WIDTHS if value_dim <= width)
-    return Kind(configurations.padded(key_dim), wide, gate == "channel")
+    kind = Kind(configurations.padded(key_dim), wide, gate == "channel")
+    return kind if kind.shape(target) == kind.shape(_FIRST) else kind._replace(target=target)
 
 
 def kinds() -> Iterator[Kind]:
     """Yield every row's kind."""
-    for key_dim, value_dim, channel in itertools.product(WIDTHS, WIDTHS, (True, False)):
-        yield Kind(key_dim, value_dim, channel)
+    sizes = itertools.product(targets.TARGETS, WIDTHS, WIDTHS, ("channel", "head"))
+    yield from dict.fromkeys(itertools.starmap(kind_of, sizes))
 
 
 @functools.cache
@@ -84,7 +93,7 @@ def _document() -> dict[str, Any]:
 
 def sources(kind: Kind) -> str:
     """Return a hash of all that a row was counted from."""
-    shape = configurations.sweep(TARGET, kind.key_dim, kind.value_dim, kind.channel)
+    shape = kind.shape(kind.target)
     kernels = (configurations.forward(shape, kind.channel), configurations.states(shape, kind.channel),
                configurations.gradients(shape.keys, kind.channel, torch.float16))
     text = "\n".join(images.key(kernel, targets.PORTABLE) for kernel in kernels)
@@ -135,11 +144,11 @@ def _counted(kind: Kind, tokens: int, instructions: bool, nats: float) -> dict[s
     g = torch.nn.functional.logsigmoid(normal(kind.key_dim) if kind.channel else normal()) * (nats / 0.8)
     call = Call(q, k, v, g, None, None, None, 1.0, False, False, {})
     cut = segments.choose(1, tokens, 1, kind.value_dim, 1, 1)
-    runner, links = _Noting(emulator.EmulatorRunner(TARGET)), torch.zeros(0, 1, kind.key_dim, kind.value_dim)
+    runner, links = _Noting(emulator.EmulatorRunner(kind.target)), torch.zeros(0, 1, kind.key_dim, kind.value_dim)
     with emulator.options(count=True) as launches:
         launch.Launcher(runner, call, cut).forward(links)
         launch.Launcher(runner, call, cut).backward(links, d, None)
-    also = _Noting(ptx.PtxRunner()) if instructions else runner
+    also = _Noting(ptx.PtxRunner(target=kind.target)) if instructions else runner
     if instructions:
         launch.Launcher(also, call, cut).forward(links)
         launch.Launcher(also, call, cut).backward(links, d, None)

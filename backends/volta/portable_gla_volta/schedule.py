@@ -152,7 +152,7 @@ def work(problem: Problem, segments: Segments, backward: bool) -> Work | None:
     p = problem
     if p.dtype != torch.float16 or p.mode == "decode":
         return None
-    row = counting.table().get(str(counting.kind_of(p.key_dim, p.value_dim, p.gate)))
+    row = counting.table().get(str(counting.kind_of(p.device.arch, p.key_dim, p.value_dim, p.gate)))
     if row is None:
         return None
     model = Model(p, segments)
