@@ -76,19 +76,31 @@ DEVICE void numbers_of(const Words<4>& words, float (&numbers)[PER]) {
 #endif
 }
 
-// 32 positions of WIDTH columns.
+// 32 positions of WIDTH columns, a word of one or two of them at a time; what lies outside is 0.
 template <int WIDTH> DEVICE void stage(int tile, const Rows& rows, const Work& work, int first_column, int columns) {
-  for (int item = thread(); item < CHUNK * WIDTH; item += THREADS) {
-    int row = item / WIDTH, column = item % WIDTH, position = work.position + row;
-    bool inside = position < work.end && first_column + column < columns;
+  constexpr int PAIR = 4 / SIZE, WORDS = WIDTH / PAIR, AT_ONCE = THREADS / WORDS;
+  static_assert(THREADS % WORDS == 0 && CHUNK % AT_ONCE == 0);
+  int column = thread() % WORDS * PAIR, left = columns - first_column - column;
+  for (int row = thread() / WORDS; row < CHUNK; row += AT_ONCE) {
+    int position = work.position + row;
+    Words<1> found = {{0}};
+    if (position < work.end && left > 0)
 #ifdef FLOAT32
-    shared_set(tile + element_at<WIDTH / PER>(row, column),
-               inside ? row_float(rows, position, first_column + column) : 0.0f);
+      found = global_load<1>(row_address(rows, position, first_column + column, SIZE));
 #else
-    shared_set_half(tile + element_at<WIDTH / PER>(row, column),
-                    inside ? row_half(rows, position, first_column + column) : (unsigned short)0);
+      found.word[0] = row_pair(rows, position, first_column + column, left);
 #endif
+    shared_store<1>(tile + element_at<WIDTH / PER>(row, column), found);
   }
+}
+
+// One column of 16 positions from `first` on, as far as `end`.
+DEVICE void store_column(const Rows& rows, int first, int end, int column, const float (&numbers)[SUB]) {
+  int kind = rows.tensor->kind, size = size_of(kind);
+  char* to = row_address(rows, first, column, size);
+  int64 step = size * row_step(rows);
+  UNROLL for (int n = 0; n < SUB; n++, to += step)
+    if (first + n < end) store_number(to, 0, kind, numbers[n]);
 }
 
 DEVICE float weight_of(const GradientsArguments& arguments, int head, int channel, bool inside) {

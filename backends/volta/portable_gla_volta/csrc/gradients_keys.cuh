@@ -277,41 +277,41 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
       store_results<KT>(RESULTS, found, 16 * warp());
       barrier();
       float paths = 0.0f, other = far ? shared_float(TOTALS + 4 * ((1 - side) * KT + own)) : 1.0f;
+      // Of readers, what keys send, by the prefixes of their own; of keys, what comes back, by their suffixes.
       UNROLL for (int n = 0; n < SUB; n++) back[n] = (far ? other : back[n]) * unit;
-      UNROLL for (int n = 0; n < SUB; n++)  // readers: their prefixes; below, what crosses their gates
+      UNROLL for (int n = 0; n < SUB; n++)
         if (far ? side : n & h) {
           if (far ? n == 0 : (n & (h - 1)) == 0) running = 1.0f;
           float decay = running;
           running *= column.e[n];
-          dq[n] += shared_float(RESULTS + float_at<KT>(SUB * side + n, own)) *
-                   ((exclusive ? decay : running) * back[n]);
-        } else {  // keys: what those before a gate send, crosses it
-          if (far ? n == 0 : (n & (h - 1)) == 0) paths = 0.0f;
-          dg[n] += paths;
-          float factor = 1.0f;
-          UNROLL for (int later = SUB - 1; later > 0; later--)
-            if (later > n && (far || (later & ~(h - 1)) == (n & ~(h - 1)))) factor *= column.e[later];
-          float sent = shared_float(RESULTS + float_at<KT>(SUB * side + n, own)) * (factor * back[n]);
-          dk[n] += sent;
-          paths += sent * k_of(column, n);
+          back[n] *= exclusive ? decay : running;
         }
       UNROLL for (int n = SUB - 1; n >= 0; n--)
+        if (!(far ? side : n & h)) {
+          if (far ? n == SUB - 1 : (n & (h - 1)) == h - 1) running = 1.0f;
+          back[n] *= running;
+          running *= column.e[n];
+        }
+      UNROLL for (int n = 0; n < SUB; n++) {
+        back[n] *= shared_float(RESULTS + float_at<KT>(SUB * side + n, own));
+        if (far ? side : n & h) {
+          dq[n] += back[n];
+        } else {  // what keys before a gate send, crosses it
+          if (far ? n == 0 : (n & (h - 1)) == 0) paths = 0.0f;
+          dg[n] += paths;
+          dk[n] += back[n];
+          paths += back[n] * k_of(column, n);
+        }
+      }
+      UNROLL for (int n = SUB - 1; n >= 0; n--)  // what readers behind a gate get, crosses it
         if (far ? side : n & h) {
           if (far ? n == SUB - 1 : (n & (h - 1)) == h - 1) paths = 0.0f;
-          float factor = 1.0f;
-          UNROLL for (int earlier = 0; earlier < SUB; earlier++)
-            if ((exclusive ? earlier < n : earlier <= n) && (far || (earlier & ~(h - 1)) == (n & ~(h - 1))))
-              factor *= column.e[earlier];
-          float got = shared_float(RESULTS + float_at<KT>(SUB * side + n, own)) * (factor * back[n]) * q_of(column, n);
+          float got = back[n] * q_of(column, n);
           dg[n] += exclusive ? paths : paths + got;
           paths += got;
         }
     }
-    if (inside) {
-      Rows dg_rows = rows_of(arguments.dg, sequences, work.place, work.head);
-      UNROLL for (int n = 0; n < SUB; n++)
-        if (first + n < work.end) set_row_number(dg_rows, first + n, channel, dg[n]);
-    }
+    store_column(rows_of(arguments.dg, sequences, work.place, work.head), first, inside ? work.end : first, channel, dg);
   } else {
     // The weights hold the decays; two products give both sides, a third the paths between them.
     int queries = RESULTS;
@@ -361,17 +361,16 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
 
   // Each position with itself: no decay.
   float u = weight_of(arguments, work.head, channel, inside), dbonus = 0.0f;
-  Rows dq_rows = rows_of(arguments.dq, sequences, work.place, work.head);
-  Rows dk_rows = rows_of(arguments.dk, sequences, work.place, work.head);
   UNROLL for (int n = 0; n < SUB; n++) {
     float self = shared_float(SELF + 4 * (SUB * side + n));
     float q = q_of(column, n), k = k_of(column, n);
     dbonus += q * k * self;
-    if (inside && first + n < work.end) {
-      set_row_number(dq_rows, first + n, channel, fma_(k * self, u, dq[n]));
-      set_row_number(dk_rows, first + n, channel, fma_(q * self, u, dk[n]));
-    }
+    dq[n] = fma_(k * self, u, dq[n]);
+    dk[n] = fma_(q * self, u, dk[n]);
   }
+  int end = inside ? work.end : first;
+  store_column(rows_of(arguments.dq, sequences, work.place, work.head), first, end, channel, dq);
+  store_column(rows_of(arguments.dk, sequences, work.place, work.head), first, end, channel, dk);
   if (exclusive) {
     if (side) shared_set(SUMS + 4 * own, dbonus);
     barrier();

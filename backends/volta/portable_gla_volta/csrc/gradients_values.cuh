@@ -85,8 +85,9 @@ DEVICE void value_gradients(const GradientsArguments& arguments, const Work& wor
     }
   store_results<KT>(DV_AT, found, 16 * warp());
   barrier();
-  Rows dv = rows_of(arguments.dv, sequences, work.place, work.head);
-  UNROLL for (int n = 0; n < SUB; n++)
-    if (first + n < work.end && first_value + own < arguments.value_dim)
-      set_row_number(dv, first + n, first_value + own, shared_float(DV_AT + float_at<KT>(SUB * side + n, own)));
+  float dv[SUB];
+  UNROLL for (int n = 0; n < SUB; n++) dv[n] = shared_float(DV_AT + float_at<KT>(SUB * side + n, own));
+  int value = first_value + own;
+  store_column(rows_of(arguments.dv, sequences, work.place, work.head), first,
+               value < arguments.value_dim ? work.end : first, value, dv);
 }
