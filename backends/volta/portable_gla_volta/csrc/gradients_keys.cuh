@@ -70,30 +70,73 @@ DEVICE void store_head_gates(const GradientsArguments& arguments, const Work& wo
   }
 }
 
-// Of one channel's operands at level h: a run of h of them is brought to most of float16's range by a power of two of
-// its own, as decays are of its own. `back` takes that of the run which a row's sums are of, back; of level SUB its own.
-DEVICE void lift_runs(float (&numbers)[SUB], float (&back)[SUB], int h) {
+// A power of two that brings a run of one channel's operands to most of float16's range, as decays are of its own.
+template <int H> DEVICE float lift_of_run(const float (&numbers)[H]) {
 #ifdef FLOAT32
-  UNROLL for (int n = 0; n < SUB; n++) back[n] = 1.0f;
+  return 1.0f;
 #else
-  UNROLL for (int n = 0; n < SUB; n++) back[n] = magnitude(numbers[n]);
-  UNROLL for (int step = 1; step < SUB; step *= 2)
-    if (step < h)
-      UNROLL for (int n = 0; n < SUB; n++)
-        if (!(n & step)) back[n] = back[n ^ step] = larger(back[n], back[n ^ step]);
-  UNROLL for (int n = 0; n < SUB; n++) {
-    float lift = lift_of(back[n], 113);
-    numbers[n] *= lift;
-    back[n] = inverse_power(lift);
-  }
-  UNROLL for (int step = 1; step < SUB; step *= 2)
-    UNROLL for (int n = 0; n < SUB; n++)
-      if (!(n & step)) {
-        float low = back[n], high = back[n ^ step];
-        back[n] = step == h ? high : low;
-        back[n ^ step] = step == h ? low : high;
-      }
+  float most = 0.0f;
+  UNROLL for (int n = 0; n < H; n++) most = larger(most, magnitude(numbers[n]));
+  return lift_of(most, 113);
 #endif
+}
+
+// What pairs whose highest differing bit is H add to one channel's gradients (scores.cuh): one product gives second halves of
+// runs of 2 H what keys send, and first halves what comes back from readers.
+template <int H>
+DEVICE void add_level(const Column& column, int own, int side, bool exclusive, float unit, float (&dq)[SUB],
+                      float (&dk)[SUB], float (&dg)[SUB]) {
+  auto reads = [&](int n) { return H == SUB ? side != 0 : (n & H) != 0; };
+  float factor[SUB];  // a reader's prefix, a key's suffix within its run; later times what brings results back
+  float inverse[SUB / H];
+  UNROLL for (int run = 0; run < SUB; run += H) {
+    float numbers[H], running = 1.0f;
+    if (reads(run)) {
+      UNROLL for (int n = 0; n < H; n++) {
+        float before = running;
+        running *= column.e[run + n];
+        factor[run + n] = exclusive ? before : running;
+        numbers[n] = q_of(column, run + n) * factor[run + n];
+      }
+    } else {
+      UNROLL for (int n = H - 1; n >= 0; n--) {
+        factor[run + n] = running;
+        numbers[n] = k_of(column, run + n) * running;
+        running *= column.e[run + n];
+      }
+    }
+    float lift = lift_of_run<H>(numbers);
+    inverse[run / H] = inverse_power(lift);
+    UNROLL for (int n = 0; n < H; n++) put<CHUNKS>(OPERAND, SUB * side + run + n, own, numbers[n] * lift);
+  }
+  if (H == SUB) shared_set(TOTALS + 4 * thread(), inverse[0]);
+  barrier();
+  float found[2][8];
+  clear(found[0]);
+  clear(found[1]);
+  for (int chunk = 0; chunk < SCORE_CHUNKS; chunk++)
+    multiply_columns<SCORE_CHUNKS, PAIRS, CHUNKS>(found, WEIGHTS, OPERAND, 16 * warp(), chunk, HALVES, H);
+  store_results<KT>(RESULTS, found, 16 * warp());
+  barrier();
+  UNROLL for (int run = 0; run < SUB; run += H) {
+    float back = (H == SUB ? shared_float(TOTALS + 4 * ((1 - side) * KT + own)) : inverse[run / H ^ 1]) * unit, paths = 0.0f;
+    UNROLL for (int n = run; n < run + H; n++)
+      factor[n] *= back * shared_float(RESULTS + float_at<KT>(SUB * side + n, own));
+    if (reads(run)) {
+      UNROLL for (int n = run; n < run + H; n++) dq[n] += factor[n];
+      UNROLL for (int n = run + H - 1; n >= run; n--) {  // what readers behind a gate get, crosses it
+        float got = factor[n] * q_of(column, n);
+        dg[n] += exclusive ? paths : paths + got;
+        paths += got;
+      }
+    } else {
+      UNROLL for (int n = run; n < run + H; n++) {  // what keys before a gate send, crosses it
+        dg[n] += paths;
+        dk[n] += factor[n];
+        paths += factor[n] * k_of(column, n);
+      }
+    }
+  }
 }
 
 DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work, int tile) {
@@ -247,70 +290,11 @@ DEVICE void key_gradients(const GradientsArguments& arguments, const Work& work,
       dg[n] += earlier;
       earlier += k_of(column, n) * dk[n];
     }
-    // Pairs, level by level: see scores.cuh. One product gives second halves what keys send, and first halves what
-    // comes back from readers.
-    for (int h = 1; h <= SUB; h *= 2) {
-      float running = 1.0f, numbers[SUB], back[SUB];
-      bool far = h == SUB;
-      UNROLL for (int n = 0; n < SUB; n++)
-        if (far ? side : n & h) {
-          if (far ? n == 0 : (n & (h - 1)) == 0) running = 1.0f;
-          float decay = running;
-          running *= column.e[n];
-          numbers[n] = q_of(column, n) * (exclusive ? decay : running);
-        }
-      UNROLL for (int n = SUB - 1; n >= 0; n--)
-        if (!(far ? side : n & h)) {
-          if (far ? n == SUB - 1 : (n & (h - 1)) == h - 1) running = 1.0f;
-          numbers[n] = k_of(column, n) * running;
-          running *= column.e[n];
-        }
-      lift_runs(numbers, back, h);
-      UNROLL for (int n = 0; n < SUB; n++) put<CHUNKS>(OPERAND, SUB * side + n, own, numbers[n]);
-      if (far) shared_set(TOTALS + 4 * thread(), back[0]);
-      barrier();
-      float found[2][8];
-      clear(found[0]);
-      clear(found[1]);
-      for (int chunk = 0; chunk < SCORE_CHUNKS; chunk++)
-        multiply_columns<SCORE_CHUNKS, PAIRS, CHUNKS>(found, WEIGHTS, OPERAND, 16 * warp(), chunk, HALVES, h);
-      store_results<KT>(RESULTS, found, 16 * warp());
-      barrier();
-      float paths = 0.0f, other = far ? shared_float(TOTALS + 4 * ((1 - side) * KT + own)) : 1.0f;
-      // Of readers, what keys send, by the prefixes of their own; of keys, what comes back, by their suffixes.
-      UNROLL for (int n = 0; n < SUB; n++) back[n] = (far ? other : back[n]) * unit;
-      UNROLL for (int n = 0; n < SUB; n++)
-        if (far ? side : n & h) {
-          if (far ? n == 0 : (n & (h - 1)) == 0) running = 1.0f;
-          float decay = running;
-          running *= column.e[n];
-          back[n] *= exclusive ? decay : running;
-        }
-      UNROLL for (int n = SUB - 1; n >= 0; n--)
-        if (!(far ? side : n & h)) {
-          if (far ? n == SUB - 1 : (n & (h - 1)) == h - 1) running = 1.0f;
-          back[n] *= running;
-          running *= column.e[n];
-        }
-      UNROLL for (int n = 0; n < SUB; n++) {
-        back[n] *= shared_float(RESULTS + float_at<KT>(SUB * side + n, own));
-        if (far ? side : n & h) {
-          dq[n] += back[n];
-        } else {  // what keys before a gate send, crosses it
-          if (far ? n == 0 : (n & (h - 1)) == 0) paths = 0.0f;
-          dg[n] += paths;
-          dk[n] += back[n];
-          paths += back[n] * k_of(column, n);
-        }
-      }
-      UNROLL for (int n = SUB - 1; n >= 0; n--)  // what readers behind a gate get, crosses it
-        if (far ? side : n & h) {
-          if (far ? n == SUB - 1 : (n & (h - 1)) == h - 1) paths = 0.0f;
-          float got = back[n] * q_of(column, n);
-          dg[n] += exclusive ? paths : paths + got;
-          paths += got;
-        }
-    }
+    add_level<1>(column, own, side, exclusive, unit, dq, dk, dg);
+    add_level<2>(column, own, side, exclusive, unit, dq, dk, dg);
+    add_level<4>(column, own, side, exclusive, unit, dq, dk, dg);
+    add_level<8>(column, own, side, exclusive, unit, dq, dk, dg);
+    add_level<16>(column, own, side, exclusive, unit, dq, dk, dg);
     store_column(rows_of(arguments.dg, sequences, work.place, work.head), first, inside ? work.end : first, channel, dg);
   } else {
     // The weights hold the decays; two products give both sides, a third the paths between them.

@@ -95,10 +95,13 @@ DEVICE void multiply_rows(float (&acc)[8], int a, int a_row, int b, int b_row, i
 }
 
 // Which columns j of a row i of A take part in a product.
-enum Part { ALL, LOWER, UPPER, FROM, HALVES };  // j < i; j > i; j >= i; h is the highest bit in which i and j differ
+// HALVES: h is the highest bit in which i and j differ, or i = j and h = 1: A's diagonal is to be 0.
+enum Part { ALL, LOWER, UPPER, FROM, HALVES };  // LOWER: j < i; UPPER: j > i; FROM: j >= i
+
+DEVICE bool in_halves(int i, int j, int h) { return (unsigned)(((i ^ j) | 1) - h) < (unsigned)h; }
 
 DEVICE bool takes_part(Part part, int i, int j, int h) {
-  return part == LOWER ? j < i : part == UPPER ? j > i : part == FROM ? j >= i : part == HALVES ? (i ^ j) >= h && (i ^ j) < 2 * h : true;
+  return part == LOWER ? j < i : part == UPPER ? j > i : part == FROM ? j >= i : part == HALVES ? in_halves(i, j, h) : true;
 }
 
 // acc += A B for two times 16 rows of A (32 in all) and 16 columns of B, over one chunk of A's columns.
@@ -149,8 +152,9 @@ DEVICE void multiply_columns(float (&acc)[2][8], int a, int b, int first_column,
       unsigned p[2];
       UNROLL for (int n = 0; n < 2; n++) {
         int column = 8 * chunk + 4 * step + 2 * n;
-        unsigned keep = (takes_part(part, row, column, h) ? 0xFFFFu : 0u) |
-                        (takes_part(part, row, column + 1, h) ? 0xFFFF0000u : 0u);
+        unsigned keep = takes_part(part, row, column, h) ? 0xFFFFu : 0u;
+        if (part == HALVES) keep |= keep << 16;  // both columns, or neither
+        else keep |= takes_part(part, row, column + 1, h) ? 0xFFFF0000u : 0u;
         p[n] = x.word[2 * step + n] & keep;
       }
       mma<true, false>(acc[block], p, y[step]);
