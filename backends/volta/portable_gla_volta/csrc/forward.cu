@@ -215,7 +215,7 @@ KERNEL(forward, THREADS, 2, SweepArguments) {
           global_load<1>(arguments.bonus + (int64)head * key_dim + channel).word[0]) : 1.0f;
       if (CHANNEL) {
         load_decays(column.e, rows(3, arguments.g), first, end, channel, inside);
-        vote(VOTES, column, true, bonus);
+        vote(VOTES, column, bonus);
         float total = product_of(column.e), key = largest_key(column);
         shared_set(SIDE_TOTALS + 4 * (side * KT + own), total);
         shared_set(SIDE_KEYS + 4 * (side * KT + own), key);

@@ -28,7 +28,7 @@ DEVICE void value_gradients(const GradientsArguments& arguments, const Work& wor
     if (CHANNEL) {
       load_decays(column.e, g, first, work.end, channel, inside);
       shared_set(TOTALS + 4 * thread(), product_of(column.e));
-      vote(VOTES, column, true, bonus);
+      vote(VOTES, column, bonus);
       barrier();
       Outcome voted = outcome<WARPS>(VOTES);
       float other = shared_float(TOTALS + 4 * ((1 - side) * KT + own)), change = voted.written * inverse_power(lift);
@@ -36,11 +36,11 @@ DEVICE void value_gradients(const GradientsArguments& arguments, const Work& wor
       take_up(scores, scores_lifted, voted);
       UNROLL for (int block = 0; block < 2; block++)
         UNROLL for (int i = 0; i < 8; i++) found[block][i] *= change;
-      channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, true, own, side, voted, exclusive, bonus,
+      channel_scores<WARPS, CHUNKS>(scores, readers, keys, column, own, side, voted, exclusive, bonus,
                                     side ? other : 1.0f);
       put_keys<CHUNKS>(keys, column, own, side, side ? lift : other * lift);
     } else {
-      head_scores<WARPS, CHUNKS>(scores, readers, keys, column, true, own, side, exclusive, bonus);
+      head_scores<WARPS, CHUNKS>(scores, readers, keys, column, own, side, exclusive, bonus);
     }
     for (int slice = 0; slice < KT / SLICE; slice++) {
       for (int item = thread(); item < KT * SLICE_CHUNKS; item += THREADS) {

@@ -51,7 +51,7 @@ DEVICE int size_class(float x) {
 }
 
 // `weight`: the bonus, which q meets too.
-template <int ROWS> DEVICE void vote(int votes, const Positions<ROWS>& column, bool active, float weight) {
+template <int ROWS> DEVICE void vote(int votes, const Positions<ROWS>& column, float weight) {
   constexpr float NEAR_CHUNK = ROWS == SUB ? 16.0f : 4.0f, NEAR_BLOCK = ROWS == SUB ? 128.0f : 11.3137f;
   float least = 1.0f, most = 1.0f, inclusive = opaque(1.0f), query = 0.0f, key = 0.0f, gate = 0.0f;
   UNROLL for (int r = 0; r < ROWS; r++) {
@@ -63,13 +63,11 @@ template <int ROWS> DEVICE void vote(int votes, const Positions<ROWS>& column, b
     key = larger(key, magnitude(k_of(column, r)));
   }
   int found = 0;  // 1: not over the chunk, 2: not within a block, 4: growth; then a bit for each class up to q's and k's
-  if (active) {
-    if (!(least >= 1.0f / NEAR_CHUNK && most <= NEAR_CHUNK)) found |= 1;
-    if (!(least >= 1.0f / NEAR_BLOCK && most <= NEAR_BLOCK)) found |= 2;
-    if (!(gate <= 1.0f)) found |= 4;
-    found |= ((1 << size_class(query * larger(magnitude(weight), 1.0f))) - 1) << 3;
-    found |= ((1 << size_class(key)) - 1) << (3 + SIZES);
-  }
+  if (!(least >= 1.0f / NEAR_CHUNK && most <= NEAR_CHUNK)) found |= 1;
+  if (!(least >= 1.0f / NEAR_BLOCK && most <= NEAR_BLOCK)) found |= 2;
+  if (!(gate <= 1.0f)) found |= 4;
+  found |= ((1 << size_class(query * larger(magnitude(weight), 1.0f))) - 1) << 3;
+  found |= ((1 << size_class(key)) - 1) << (3 + SIZES);
   UNROLL for (int mask = 16; mask; mask >>= 1) found |= shuffle_xor(found, mask);
   if (lane() == 0) {
     Words<1> word;
@@ -129,54 +127,67 @@ template <int WARPS> DEVICE void take_up(Scores<WARPS>& scores, float& lifted, c
   }
 }
 
-// q times the chunk's prefix; `before`: of the positions before this thread's, which are the `place`-th.
-template <int CHUNKS, int ROWS> DEVICE void put_readers(int tile, const Positions<ROWS>& column, int channel, int place,
-                                                        bool exclusive, float before) {
+// q times the chunk's prefix; `before`: of the block before this thread's, which is the `side`-th.
+template <int CHUNKS> DEVICE void put_readers(int tile, const Column& column, int channel, int side, bool exclusive,
+                                              float before) {
   float prefix = opaque(before);  // or its products would be kept from one use to the next
-  UNROLL for (int r = 0; r < ROWS; r++) {
+  UNROLL for (int r = 0; r < SUB; r++) {
     float own = prefix;
     prefix *= column.e[r];
-    put<CHUNKS>(tile, ROWS * place + r, channel, q_of(column, r) * (exclusive ? own : prefix));
+    put<CHUNKS>(tile, SUB * side + r, channel, q_of(column, r) * (exclusive ? own : prefix));
   }
 }
 
-// k times the chunk's suffix; `after`: of the positions after this thread's.
-template <int CHUNKS, int ROWS> DEVICE void put_keys(int tile, const Positions<ROWS>& column, int channel, int place,
-                                                     float after) {
+// k times the chunk's suffix; `after`: of the block after this thread's.
+template <int CHUNKS> DEVICE void put_keys(int tile, const Column& column, int channel, int side, float after) {
   float suffix = opaque(after);
-  UNROLL for (int r = ROWS - 1; r >= 0; r--) {
-    put<CHUNKS>(tile, ROWS * place + r, channel, k_of(column, r) * suffix);
+  UNROLL for (int r = SUB - 1; r >= 0; r--) {
+    put<CHUNKS>(tile, SUB * side + r, channel, k_of(column, r) * suffix);
     suffix *= column.e[r];
   }
 }
 
-// Adds the scores of one tile of channels. Thread (channel, place) holds its positions; `earlier` is the decay of the
-// first block where this thread's is the second, else 1; `before` and `after`, of the positions in its block that are
-// another thread's. What is found is too large by both lifts.
-template <int WARPS, int CHUNKS, int ROWS>
-DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Positions<ROWS>& column, bool active, int channel,
-                           int place, const Outcome& lift, bool exclusive, float bonus, float earlier,
-                           float before = 1.0f, float after = 1.0f) {
-  int first = ROWS * place, near = lift.near;
-  bool alone = exclusive || near == 0;  // positions with themselves apart
-  if (alone) {
-    if (active) {
-      UNROLL for (int r = 0; r < ROWS; r++) {
-        put<CHUNKS>(a, first + r, channel, q_of(column, r) * (bonus * lift.readers));
-        put<CHUNKS>(b, first + r, channel, k_of(column, r) * lift.keys);
-      }
+// Pairs whose highest differing bit is H: of every run of 2 H, the second half's readers and the first half's keys.
+template <int H, int WARPS, int CHUNKS>
+DEVICE void add_level_scores(Scores<WARPS>& scores, int tile, const Column& column, int channel, int first,
+                             const Outcome& lift, bool exclusive) {
+  float query = opaque(lift.readers), key = opaque(lift.keys);
+  UNROLL for (int run = 0; run < SUB; run += 2 * H) {
+    float prefix = query, suffix = key;
+    UNROLL for (int r = run + H; r < run + 2 * H; r++) {
+      float own = prefix;
+      prefix *= column.e[r];
+      put<CHUNKS>(tile, first + r, channel, q_of(column, r) * (exclusive ? own : prefix));
+    }
+    UNROLL for (int r = run + H - 1; r >= run; r--) {
+      put<CHUNKS>(tile, first + r, channel, k_of(column, r) * suffix);
+      suffix *= column.e[r];
+    }
+  }
+  barrier();
+  add_diagonal<WARPS, CHUNKS>(scores, tile, tile, LEVEL, H);
+}
+
+// Adds the scores of one tile of channels. Thread (channel, side) holds a block's positions; `earlier` is the decay of the
+// first block where this thread's is the second, else 1. What is found is too large by both lifts.
+template <int WARPS, int CHUNKS>
+DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Column& column, int channel, int side,
+                           const Outcome& lift, bool exclusive, float bonus, float earlier) {
+  int first = SUB * side, near = lift.near;
+  if (exclusive || near == 0) {  // positions with themselves apart
+    UNROLL for (int r = 0; r < SUB; r++) {
+      put<CHUNKS>(a, first + r, channel, q_of(column, r) * (bonus * lift.readers));
+      put<CHUNKS>(b, first + r, channel, k_of(column, r) * lift.keys);
     }
     barrier();
     add_diagonal<WARPS, CHUNKS>(scores, a, b, SAME);
     barrier();
   }
   if (near) {
-    if (active) {
-      // A key over its prefix is the key times its suffix over the total.
-      float start = near == 2 ? earlier * before : before, suffix = 1.0f / (start * product_of(column.e));
-      put_readers<CHUNKS>(a, column, channel, place, exclusive, start * lift.readers);
-      put_keys<CHUNKS>(b, column, channel, place, suffix * lift.keys);
-    }
+    // A key over its prefix is the key times its suffix over the total.
+    float start = near == 2 ? earlier : 1.0f, suffix = 1.0f / (start * product_of(column.e));
+    put_readers<CHUNKS>(a, column, channel, side, exclusive, start * lift.readers);
+    put_keys<CHUNKS>(b, column, channel, side, suffix * lift.keys);
     barrier();
     add_diagonal<WARPS, CHUNKS>(scores, a, b, exclusive ? BEFORE : UP_TO);
     if (near == 2) {
@@ -186,61 +197,38 @@ DEVICE void channel_scores(Scores<WARPS>& scores, int a, int b, const Positions<
     }
     barrier();
   } else {
-    int tile = a;
-    for (int h = 1; h < SUB; h *= 2) {
-      if (active) {
-        float prefix = 1.0f, suffix = 1.0f, query = opaque(lift.readers), key = opaque(lift.keys);
-        UNROLL for (int r = 0; r < ROWS; r++) {
-          if ((first + r) & h) {
-            if ((r & (h - 1)) == 0) prefix = query;
-            float own = prefix;
-            prefix *= column.e[r];
-            put<CHUNKS>(tile, first + r, channel, q_of(column, r) * (exclusive ? own : prefix));
-          }
-        }
-        UNROLL for (int r = ROWS - 1; r >= 0; r--) {
-          if (!((first + r) & h)) {
-            if ((r & (h - 1)) == h - 1) suffix = key;
-            put<CHUNKS>(tile, first + r, channel, k_of(column, r) * suffix);
-            suffix *= column.e[r];
-          }
-        }
-      }
-      barrier();
-      add_diagonal<WARPS, CHUNKS>(scores, tile, tile, LEVEL, h);
-      tile = tile == a ? b : a;
-    }
-    // The last level read tile b; a is free.
+    add_level_scores<1, WARPS, CHUNKS>(scores, a, column, channel, first, lift, exclusive);
+    add_level_scores<2, WARPS, CHUNKS>(scores, b, column, channel, first, lift, exclusive);
+    add_level_scores<4, WARPS, CHUNKS>(scores, a, column, channel, first, lift, exclusive);
+    add_level_scores<8, WARPS, CHUNKS>(scores, b, column, channel, first, lift, exclusive);  // a is free after it
   }
-  if (active) {  // pairs between the blocks; of one that is near, the second block's rows are there already
-    if (first < SUB) put_keys<CHUNKS>(a, column, channel, place, after * lift.keys);
-    else if (!near) put_readers<CHUNKS>(a, column, channel, place, exclusive, before * lift.readers);
-  }
+  // Pairs between the blocks; of one that is near, the second block's rows are there already.
+  if (!side) put_keys<CHUNKS>(a, column, channel, side, lift.keys);
+  else if (!near) put_readers<CHUNKS>(a, column, channel, side, exclusive, lift.readers);
   barrier();
   add_between<WARPS, CHUNKS>(scores, a, a);
 }
 
 // Per head: products of q and k as they are, the decays come after. Leaves both in their tiles.
-template <int WARPS, int CHUNKS, int ROWS>
-DEVICE void head_scores(Scores<WARPS>& scores, int a, int b, const Positions<ROWS>& column, bool active, int channel,
-                        int place, bool exclusive, float bonus) {
+template <int WARPS, int CHUNKS>
+DEVICE void head_scores(Scores<WARPS>& scores, int a, int b, const Column& column, int channel, int side, bool exclusive,
+                        float bonus) {
+  int first = SUB * side;
   if (exclusive) {
-    if (active)
-      UNROLL for (int r = 0; r < ROWS; r++) {
-        float query = q_of(column, r), key = k_of(column, r);
-        bool larger_one = magnitude(query) > magnitude(key);  // takes the bonus, and is rounded
-        put<CHUNKS>(a, ROWS * place + r, channel, larger_one ? query * bonus : query);
-        put<CHUNKS>(b, ROWS * place + r, channel, larger_one ? key : key * bonus);
-      }
+    UNROLL for (int r = 0; r < SUB; r++) {
+      float query = q_of(column, r), key = k_of(column, r);
+      bool larger_one = magnitude(query) > magnitude(key);  // takes the bonus, and is rounded
+      put<CHUNKS>(a, first + r, channel, larger_one ? query * bonus : query);
+      put<CHUNKS>(b, first + r, channel, larger_one ? key : key * bonus);
+    }
     barrier();
     add_diagonal<WARPS, CHUNKS>(scores, a, b, SAME);
     barrier();
   }
-  if (active)
-    UNROLL for (int r = 0; r < ROWS; r++) {
-      put<CHUNKS>(a, ROWS * place + r, channel, q_of(column, r));
-      put<CHUNKS>(b, ROWS * place + r, channel, k_of(column, r));
-    }
+  UNROLL for (int r = 0; r < SUB; r++) {
+    put<CHUNKS>(a, first + r, channel, q_of(column, r));
+    put<CHUNKS>(b, first + r, channel, k_of(column, r));
+  }
   barrier();
   add_diagonal<WARPS, CHUNKS>(scores, a, b, exclusive ? BEFORE : UP_TO);
   add_between<WARPS, CHUNKS>(scores, a, b);
