@@ -192,11 +192,15 @@ template <int WIDTH> DEVICE int float_at(int row, int column) {
 }
 
 template <int WIDTH> DEVICE void store_results(int tile, const float (&acc)[2][8], int first_column) {
+  // Two rows, or sixteen, on nothing but the row changes.
+  int row = result_row(0);
+  int place[2] = {tile + float_at<WIDTH>(row, first_column + result_column(0)),
+                  tile + float_at<WIDTH>(row, first_column + result_column(4))};
   UNROLL for (int block = 0; block < 2; block++)
     UNROLL for (int i = 0; i < 8; i += 2) {
       Words<2> words;
       words.word[0] = float_to_bits(acc[block][i]);
       words.word[1] = float_to_bits(acc[block][i + 1]);
-      shared_store<2>(tile + float_at<WIDTH>(16 * block + result_row(i), first_column + result_column(i)), words);
+      shared_store<2>(place[i >> 2] + 4 * WIDTH * (16 * block + (i & 2)), words);
     }
 }
