@@ -13,7 +13,7 @@ import triton.language as tl
 from triton.runtime.interpreter import TensorHandle
 
 from .floats import Array
-from .tensors import EmulatedTensor
+from .tensors import EmulatedTensor, aligned
 
 _KINDS = {"fp32": np.float32, "int32": np.int32, "int64": np.int64}
 _ARITHMETIC = {"__add__": np.add, "__sub__": np.subtract, "__mul__": np.multiply}
@@ -32,7 +32,13 @@ def _block(scalar: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _typed(data: Array, scalar: Any, block: bool) -> EmulatedTensor:
-    return EmulatedTensor(TensorHandle(data, scalar), _block(scalar, data.shape) if block else scalar)
+    return EmulatedTensor(TensorHandle(data, scalar), _block(scalar, data.shape[1:]) if block else scalar)
+
+
+def _pair(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return two operands with equally many axes."""
+    axes = max(a.ndim, b.ndim)
+    return aligned(a, axes), aligned(b, axes)
 
 
 def _operand(tensor: EmulatedTensor, other: Any) -> Array | None:
@@ -52,7 +58,7 @@ def _short(operation: Callable[[Array, Array], Array], long: Callable[..., Any],
         numbers = _operand(self, other)
         if numbers is None:
             return long(self, other)
-        mine = self.handle.data
+        mine, numbers = _pair(self.handle.data, numbers)
         data = operation(numbers, mine) if swapped else operation(mine, numbers)
         block = self.type.is_block() or (type(other) is EmulatedTensor and other.type.is_block())
         return _typed(data, result or self.dtype, block)
@@ -65,7 +71,8 @@ def _and(long: Callable[..., Any]) -> Any:
         if type(other) is not EmulatedTensor or not self.dtype.name == other.dtype.name == "int1":
             return long(self, other)
         block = self.type.is_block() or other.type.is_block()
-        return _typed(self.handle.data & other.handle.data, tl.int1, block)
+        mine, numbers = _pair(self.handle.data, other.handle.data)
+        return _typed(mine & numbers, tl.int1, block)
 
     return method
 
@@ -75,8 +82,8 @@ def _add(long: Callable[..., Any]) -> Any:
         if not (self.dtype.is_ptr() and type(other) is EmulatedTensor and other.dtype.name in ("int32", "int64")):
             return long(self, other)
         size = np.uint64(max(1, self.dtype.element_ty.primitive_bitwidth // 8))
-        data = self.handle.data + size * other.handle.data.astype(np.uint64)
-        return _typed(data, self.dtype, self.type.is_block() or other.type.is_block())
+        mine, offsets = _pair(self.handle.data, other.handle.data)
+        return _typed(mine + size * offsets.astype(np.uint64), self.dtype, self.type.is_block() or other.type.is_block())
 
     return method
 
@@ -87,7 +94,7 @@ def _getitem(long: Callable[..., Any]) -> Any:
                 and all(p is None or (type(p) is slice and p == slice(None)) for p in places)
                 and sum(p is not None for p in places) == len(self.shape)):
             return long(self, places)
-        return _typed(self.handle.data[places], self.dtype, True)
+        return _typed(self.handle.data[slice(None), *places], self.dtype, True)
 
     return method
 
@@ -103,7 +110,9 @@ def where(long: Callable[..., Any]) -> Callable[..., Any]:
         yes, no = _operand(model, x), _operand(model, y)
         if yes is None or no is None:
             return long(condition, x, y)
-        return _typed(np.where(condition.handle.data, yes, no), model.dtype, True)
+        axes = max(condition.handle.data.ndim, yes.ndim, no.ndim)
+        data = np.where(aligned(condition.handle.data, axes), aligned(yes, axes), aligned(no, axes))
+        return _typed(data, model.dtype, True)
 
     return choose
 

@@ -1,9 +1,10 @@
-"""Runs an emulated function over a grid, program after program."""
+"""Runs an emulated function over a grid: its programs together, or one after another where that does not do."""
 
 from __future__ import annotations
 
-import itertools
+import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import traffic
 from .errors import EmulationError
 from .language import EmulatedFunction
+from .floats import Array
 from .memory import Memory
+from .programs import Apart, NotTogether, largest_group, run_in_groups
 from .semantics import as_tensor, builder, pointer, scalar, semantic
 from .tensors import own
 from .traffic import Traffic
@@ -63,6 +66,43 @@ def _sizes(grid: Any) -> tuple[int, int, int]:
     return x, y, z
 
 
+def _places(programs: Array, sizes: tuple[int, int, int]) -> tuple[Array, Array, Array]:
+    """Return the programs' numbers along each axis of the grid, a single one where all have the same."""
+    x, y, z = (place.astype(np.int32) for place in np.unravel_index(programs, sizes))
+    return tuple(place[:1] if (place == place[0]).all() else place for place in (x, y, z))  # type: ignore[return-value]
+
+
+def _run(programs: int, fresh: Callable[[bool], Memory], run: Callable[[Memory, Array], None]) -> Memory:
+    """Run all programs, and return the memory that has what they loaded and stored.
+
+    Whatever is found where they run together is found again where each runs alone, which says what and by whom.
+    """
+    failure: Exception | None = None
+    if programs > 1 and largest_group() > 1:
+        memory = fresh(True)
+
+        def attempt(group: Array) -> None:
+            try:
+                run(memory, group)
+            except Apart:
+                memory.take_back()
+                raise
+
+        try:
+            run_in_groups(programs, attempt)
+        except Exception as error:
+            memory.take_back(everything=True)
+            failure = error
+        else:
+            return memory
+    memory = fresh(False)
+    for program in range(programs):
+        run(memory, np.array([program]))
+    if failure is not None and not isinstance(failure, NotTogether):
+        raise EmulationError("programs that run each alone do not run together: the emulator is wrong") from failure
+    return memory
+
+
 def launch(function: EmulatedFunction, grid: Any, *args: Any, **kwargs: Any) -> None:
     """Run every program of ``grid``; see :func:`portable_gla_triton.emulator.load` for what is checked."""
     names = {p.name for p in function.jit.params}
@@ -84,12 +124,18 @@ def launch(function: EmulatedFunction, grid: Any, *args: Any, **kwargs: Any) -> 
                 for p in function.jit.params
             }
             counting = traffic.counting()
-            builder.memory = memory = Memory(function.__name__, tensors, counting)
             builder.grid_dim = sizes
-            for program, (x, y, z) in enumerate(itertools.product(*map(range, sizes))):
-                builder.grid_idx = x, y, z
-                memory.program = program
+
+            def run(memory: Memory, programs: Array) -> None:
+                memory.begin(programs)
+                builder.memory, builder.grid_idx = memory, _places(programs, sizes)
                 function.body(**values)
+                memory.finish()
+
+            def fresh(together: bool) -> Memory:
+                return Memory(function.__name__, tensors, counting, together=together)
+
+            memory = _run(math.prod(sizes), fresh, run)
             if counting:
                 traffic.note(Traffic(function.__name__, sizes, memory.loaded, memory.stored,
                                      memory.unique_loaded, memory.unique_stored))
