@@ -1,10 +1,7 @@
-"""Runs an emulated function over a grid: its programs together, or one after another where that does not do."""
+"""Launches an emulated function on a grid: arguments as it sees them, and what is counted."""
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,14 +12,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import traffic
 from .errors import EmulationError
 from .language import EmulatedFunction
-from .floats import Array
+from .lock import LOCK
 from .memory import Memory
-from .programs import Apart, NotTogether, largest_group, run_in_groups
 from .semantics import as_tensor, builder, pointer, scalar, semantic
 from .tensors import own
 from .traffic import Traffic
-
-LOCK = threading.RLock()
+from .ways import Run
 
 _ELEMENTS = {
     torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16,
@@ -66,43 +61,6 @@ def _sizes(grid: Any) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _places(programs: Array, sizes: tuple[int, int, int]) -> tuple[Array, Array, Array]:
-    """Return the programs' numbers along each axis of the grid, a single one where all have the same."""
-    x, y, z = (place.astype(np.int32) for place in np.unravel_index(programs, sizes))
-    return tuple(place[:1] if (place == place[0]).all() else place for place in (x, y, z))  # type: ignore[return-value]
-
-
-def _run(programs: int, fresh: Callable[[bool], Memory], run: Callable[[Memory, Array], None]) -> Memory:
-    """Run all programs, and return the memory that has what they loaded and stored.
-
-    Whatever is found where they run together is found again where each runs alone, which says what and by whom.
-    """
-    failure: Exception | None = None
-    if programs > 1 and largest_group() > 1:
-        memory = fresh(True)
-
-        def attempt(group: Array) -> None:
-            try:
-                run(memory, group)
-            except Apart:
-                memory.take_back()
-                raise
-
-        try:
-            run_in_groups(programs, attempt)
-        except Exception as error:
-            memory.take_back(everything=True)
-            failure = error
-        else:
-            return memory
-    memory = fresh(False)
-    for program in range(programs):
-        run(memory, np.array([program]))
-    if failure is not None and not isinstance(failure, NotTogether):
-        raise EmulationError("programs that run each alone do not run together: the emulator is wrong") from failure
-    return memory
-
-
 def launch(function: EmulatedFunction, grid: Any, *args: Any, **kwargs: Any) -> None:
     """Run every program of ``grid``; see :func:`portable_gla_triton.emulator.load` for what is checked."""
     names = {p.name for p in function.jit.params}
@@ -116,7 +74,7 @@ def launch(function: EmulatedFunction, grid: Any, *args: Any, **kwargs: Any) -> 
     sizes = _sizes(grid)
 
     with LOCK, np.errstate(all="ignore"):
-        outer = builder.memory, builder.grid_idx, builder.grid_dim
+        outer = builder.memory, builder.grid_idx, builder.grid_dim, builder.pieces
         tensors: list[torch.Tensor] = []
         try:
             values = {
@@ -125,19 +83,11 @@ def launch(function: EmulatedFunction, grid: Any, *args: Any, **kwargs: Any) -> 
             }
             counting = traffic.counting()
             builder.grid_dim = sizes
-
-            def run(memory: Memory, programs: Array) -> None:
-                memory.begin(programs)
-                builder.memory, builder.grid_idx = memory, _places(programs, sizes)
-                function.body(**values)
-                memory.finish()
-
-            def fresh(together: bool) -> Memory:
-                return Memory(function.__name__, tensors, counting, together=together)
-
-            memory = _run(math.prod(sizes), fresh, run)
+            run = Run(function, values, sizes, lambda together: Memory(function.__name__, tensors, counting,
+                                                                       together=together))
+            memory = run.by_any_way(counting)
             if counting:
                 traffic.note(Traffic(function.__name__, sizes, memory.loaded, memory.stored,
                                      memory.unique_loaded, memory.unique_stored))
         finally:
-            builder.memory, builder.grid_idx, builder.grid_dim = outer
+            builder.memory, builder.grid_idx, builder.grid_dim, builder.pieces = outer

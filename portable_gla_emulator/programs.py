@@ -1,8 +1,8 @@
 """Runs the programs of a grid together, in groups that take the same way through a kernel.
 
-Every value of a kernel has a leading axis: one place for each program of the group, or a single one where all programs
-have the same. Where a kernel asks for one number (a branch, a loop's bounds) and the programs have several, the run ends
-with :class:`Apart`, and each part of the group that agrees there runs again from the start.
+Every value of a kernel has a leading axis: one place for each program of the group, or a single one where all have the
+same. Where a kernel asks for one number (a branch, a loop's bounds) and the programs have several, the run ends with
+:class:`Apart`, and each part of the group that agrees there runs again from the start.
 """
 
 from __future__ import annotations
@@ -24,6 +24,14 @@ class Apart(Exception):
     def __init__(self, keys: Array) -> None:
         super().__init__("programs go different ways")
         self.keys = keys
+
+
+class Walk(Exception):
+    """A kernel is about to walk pieces of work, ``items`` of them in all."""
+
+    def __init__(self, items: int) -> None:
+        super().__init__(f"a walk of {items} pieces")
+        self.items = items
 
 
 class NotTogether(Exception):

@@ -18,7 +18,7 @@ from triton.language import core
 from triton.runtime.jit import JITFunction
 
 from . import arithmetic, reductions, statements
-from .rewriting import rewrite
+from .rewriting import rewrite, rewrite_piece
 from .semantics import semantic
 from .tensors import EmulatedDescriptor, EmulatedTensor, own
 
@@ -48,6 +48,11 @@ class EmulatedFunction:
     def body(self) -> Callable[..., Any]:
         """The rewritten Python function."""
         return rewrite(self.jit, self._namespace())
+
+    @functools.cached_property
+    def piece(self) -> Callable[..., Any] | None:
+        """The function that does one piece of the work that programs walk; None if they walk none."""
+        return rewrite_piece(self.jit, self._namespace())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run as part of the launch in progress."""

@@ -83,7 +83,8 @@ def _add(long: Callable[..., Any]) -> Any:
             return long(self, other)
         size = np.uint64(max(1, self.dtype.element_ty.primitive_bitwidth // 8))
         mine, offsets = _pair(self.handle.data, other.handle.data)
-        return _typed(mine + size * offsets.astype(np.uint64), self.dtype, self.type.is_block() or other.type.is_block())
+        block = self.type.is_block() or other.type.is_block()
+        return _typed(mine + size * offsets.astype(np.uint64), self.dtype, block)
 
     return method
 
@@ -94,7 +95,8 @@ def _getitem(long: Callable[..., Any]) -> Any:
                 and all(p is None or (type(p) is slice and p == slice(None)) for p in places)
                 and sum(p is not None for p in places) == len(self.shape)):
             return long(self, places)
-        return _typed(self.handle.data[slice(None), *places], self.dtype, True)
+        within = (slice(None), *places)
+        return _typed(self.handle.data[within], self.dtype, True)
 
     return method
 

@@ -89,7 +89,8 @@ def reduce_with_indices(input: Any, axis: Any, combine_fn: Any, keep_dims: Any =
     axis = core._unwrap_if_constexpr(axis)
     data = input.handle.data
     along = [1] * data.ndim
-    along[_axes(data, axis)] = count = data.shape[_axes(data, axis)]
+    place = axis % (data.ndim - 1) + 1
+    along[place] = count = data.shape[place]
     index = np.broadcast_to(np.arange(count, dtype=np.int32).reshape(along), (1, *data.shape[1:]))
     return reduce((input, _wrap(index, tl.int32)), axis, combine_fn, keep_dims)
 

@@ -12,10 +12,11 @@ from triton.language import core
 from triton.runtime.interpreter import TensorHandle
 
 from .errors import EmulationError
-from .programs import agreed
-from .rewriting import AND, AS_TENSOR, NOT, OR, TRUTH
-from .semantics import as_tensor, semantic
-from .tensors import EmulatedTensor
+from .floats import Array
+from .programs import Walk, agreed
+from .rewriting import AND, AS_TENSOR, NOT, OR, PIECE, TRUTH
+from .semantics import as_tensor, builder, semantic
+from .tensors import EmulatedTensor, numpy_dtype
 
 
 def _truth(value: Any) -> bool:
@@ -73,15 +74,30 @@ def loop_range(arg1: Any, arg2: Any = None, step: Any = None, **_: Any) -> Itera
     Programs that take equally many turns stay together, wherever each one begins.
     """
     values = _bounds(arg1, arg2, step)
-    wide = any(isinstance(x, EmulatedTensor) and x.dtype.primitive_bitwidth == 64 for x in values)
-    kind, dtype = (tl.int64, np.int64) if wide else (tl.int32, np.int32)
+    kind = _integer(*values)
     start, end, by = (x.numbers.astype(np.int64) if isinstance(x, EmulatedTensor) else np.array([x.__index__()])
                       for x in values)
     if not by.all():
         raise ValueError("a loop's step is 0")
     turns = agreed(np.maximum(-((start - end) // by), 0))
     for turn in range(int(turns)):
-        yield EmulatedTensor(TensorHandle((start + turn * by).astype(dtype), kind), kind)
+        yield _scalar(start + turn * by, kind)
+
+
+def _integer(*values: Any) -> Any:
+    wide = any(isinstance(x, EmulatedTensor) and x.dtype.primitive_bitwidth == 64 for x in values)
+    return tl.int64 if wide else tl.int32
+
+
+def _scalar(numbers: Array, kind: Any) -> EmulatedTensor:
+    return EmulatedTensor(TensorHandle(numbers.astype(numpy_dtype(kind)), kind), kind)
+
+
+def _piece(items: Any) -> EmulatedTensor:
+    """Return the numbers of the pieces that run, of so many in all."""
+    if builder.pieces is None:
+        raise Walk(int(items.__index__()))
+    return _scalar(builder.pieces, _integer(items))
 
 
 def static_range(arg1: Any, arg2: Any = None, step: Any = None) -> range:
@@ -101,6 +117,7 @@ GLOBALS: dict[str, Any] = {
     NOT: _not,
     AND: _and,
     OR: _or,
+    PIECE: _piece,
     "range": loop_range,
     "min": functools.partial(_extreme, min, "minimum"),
     "max": functools.partial(_extreme, max, "maximum"),

@@ -219,12 +219,13 @@ class Memory:
             if others.any():
                 region.readers[elements[others]] = _SEVERAL
 
-    def _refuse(self, access: str, other: str, region: _Region, elements: Array, first: Array, who: Array | int) -> None:
+    def _refuse(self, access: str, other: str, region: _Region, elements: Array, first: Array,
+                who: Array | int) -> None:
         bad = (first != 0) & (first != who)
         if bad.any():
             at = int(np.argmax(bad))
-            raise RaceError(f"{self.kernel}: program {self.programs[0]} {access}s what program {first[at] - 1} {other}: "
-                            f"byte {int(elements[at]) * region.element} of a tensor's storage")
+            raise RaceError(f"{self.kernel}: program {self.programs[0]} {access}s what program {first[at] - 1} "
+                            f"{other}: byte {int(elements[at]) * region.element} of a tensor's storage")
 
 
 def _regions(tensors: list[torch.Tensor]) -> list[_Region]:

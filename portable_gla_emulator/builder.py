@@ -24,6 +24,7 @@ from .floats import Array, bf16x6_product, from_bfloat16, tf32, tf32x3_product, 
 from .memory import Memory
 from .programs import NotTogether
 from .tensors import aligned, numpy_dtype
+from .units import spoil, unit
 
 _Operation = Callable[..., Array]
 
@@ -78,6 +79,7 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
         self.memory: Memory | None = None
         self.grid_idx: tuple[Array, Array, Array] | None = None  # each [programs or 1]
         self.grid_dim: tuple[int, int, int] = (1, 1, 1)
+        self.pieces: Array | None = None  # the numbers of those that run, where programs walk pieces
 
     def create_get_program_id(self, axis: int) -> Any:
         if self.grid_idx is None:
@@ -201,11 +203,19 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
     # Products
 
     def create_dot(self, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: int) -> Any:
+        found = self._product(a, b, d, input_precision)
+        if unit().spoils_left:
+            spoil(a)
+        return found
+
+    @staticmethod
+    def _product(a: Any, b: Any, d: Any, input_precision: Any) -> Any:
         if a.dtype.scalar.is_fp8() or b.dtype.scalar.is_fp8():
             raise EmulationError("8-bit floating point is not emulated")
         x, y = _number(a), _number(b)
         wide = np.dtype(np.float32) if d.data.dtype == np.float16 else d.data.dtype
-        if a.dtype.scalar != tl.float32 or input_precision == ir.INPUT_PRECISION.IEEE:
+        exact = input_precision == ir.INPUT_PRECISION.IEEE or not unit().tf32
+        if a.dtype.scalar != tl.float32 or exact:
             product = np.matmul(x.astype(wide, copy=False), y.astype(wide, copy=False))
         elif input_precision == ir.INPUT_PRECISION.TF32:
             product = np.matmul(tf32(x), tf32(y))

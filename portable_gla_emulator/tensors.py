@@ -35,11 +35,12 @@ def aligned(data: Array, axes: int) -> Array:
     """Give ``data`` [programs, ...] so many axes as blocks are broadcast: new ones go before the block's own."""
     if data.ndim == axes:
         return data
-    return data.reshape(data.shape[:1] + (1,) * (axes - data.ndim) + data.shape[1:])
+    found: Array = data.reshape(data.shape[:1] + (1,) * (axes - data.ndim) + data.shape[1:])
+    return found
 
 
 class EmulatedTensor(tl.tensor):  # type: ignore[misc]
-    """A value of an emulated function: ``handle.data`` is a numpy array [programs or 1, *shape]; a scalar has no shape."""
+    """A value of an emulated function; ``handle.data`` is a numpy array: [programs or 1, *shape]."""
 
     def __init__(self, handle: Any, type: Any) -> None:
         self.handle = handle
@@ -56,8 +57,8 @@ class EmulatedTensor(tl.tensor):  # type: ignore[misc]
     @property
     def numbers(self) -> Array:
         """A scalar's value in each program, or the one of all: [programs or 1]."""
-        data: Array = self.handle.data
-        return data.reshape(data.shape[0], -1)[:, 0]
+        found: Array = self.handle.data.reshape(self.handle.data.shape[0], -1)[:, 0]
+        return found
 
     def __repr__(self) -> str:
         return f"{self.dtype}{[int(size) for size in self.shape]}: {self.handle.data}"
