@@ -75,6 +75,7 @@ _INSTEAD: dict[Any, Any] = {
     core._reduce_with_indices: reductions.reduce_with_indices,
     core.associative_scan: reductions.associative_scan,
     core.where: arithmetic.where(_bound(core.where)),
+    core.cast: arithmetic.cast(_bound(core.cast)),
     core.multiple_of: _same,
     core.max_contiguous: _same,
     core.max_constancy: _same,

@@ -15,6 +15,8 @@ from .programs import agreed
 
 _UNSIGNED = {np.dtype(f"int{bits}"): np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)}
 
+_UNSIGNED_NAMES = frozenset({"uint8", "uint16", "uint32", "uint64"})
+
 
 @functools.lru_cache(maxsize=4096)
 def _shape(sizes: tuple[int, ...]) -> tuple[Any, Any]:
@@ -46,9 +48,9 @@ class EmulatedTensor(tl.tensor):  # type: ignore[misc]
         self.handle = handle
         self.type = type
         self.dtype = scalar = type.scalar
-        self.shape, self.numel = _shape(tuple(int(size) for size in type.shape) if type.is_block() else ())
+        self.shape, self.numel = _shape(tuple(map(int, type.shape)) if type.is_block() else ())
         # Triton's types name no signedness when they pass through a builder; this type does.
-        if scalar.is_int() and scalar.is_int_unsigned() and handle.data.dtype in _UNSIGNED:
+        if scalar.name in _UNSIGNED_NAMES and handle.data.dtype in _UNSIGNED:
             handle.data = handle.data.view(_UNSIGNED[handle.data.dtype])
 
     def __index__(self) -> int:
