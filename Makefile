@@ -18,7 +18,7 @@ lint: .venv/ready
 	$(BIN)/python -m hardware_ci workflow --check
 
 check: .venv/ready
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 test-fla: .venv/ready  ## flash-linear-attention's own tests on these functions: make test-fla FLA_TESTS=/its/checkout
 	$(BIN)/python tests/compat_fla/run.py $(FLA_TESTS)

@@ -79,8 +79,9 @@ def compile_library(compiler: list[str], sources: Path, target: Path, extra: tup
             objects = list(pool.map(build, jobs))
         built = Path(folder, target.name)
         _run([*compiler, "-shared", "-pthread", *objects, *extra, "-o", str(built)])
-        shutil.copy2(built, target.with_suffix(".new"))
-    target.with_suffix(".new").replace(target)  # never half a library, nor one changed under a running process
+        # Never half a library, nor one changed under a running process; of two builds at once each has its own.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as beside:
+            Path(shutil.copy2(built, beside)).replace(target)
 
 
 def _run(command: list[str]) -> None:

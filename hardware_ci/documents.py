@@ -27,8 +27,9 @@ def dump(value: Any) -> str:
 
 
 def read(path: Path) -> Any:
-    """Read a document."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    """Read a document; by libyaml where PyYAML has it, which takes a tenth of the time."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
 
 
 def write(path: Path, value: Any) -> None:

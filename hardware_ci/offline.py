@@ -224,13 +224,19 @@ def summary(backend: str, arch: str, folder: Path = places.OFFLINE) -> str:
     path = folder / f"{backend}.yaml"
     if not path.exists():
         return ""
-    document = documents.read(path)
+    document = _read(path, path.stat().st_mtime_ns)
     rows = [row for row in document["rows"] if row["target"] == arch]
     if not rows:
         return ""
     wrong = sum(bool(row["broken"]) for row in rows)
     which = "a sample of " if document["sample"] else ""
     return f"compiled for {arch}: {which}{len(rows)} builds" + (f", {wrong} against a rule" if wrong else "")
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, changed: int) -> Any:
+    """Read a table once for all architectures, until it is ``changed``."""
+    return documents.read(path)
 
 
 def _cell(name: str, row: dict[str, Any]) -> str:

@@ -37,6 +37,11 @@ def test_a_backend_imports_no_other(name):
         assert not set(imports(path)) & others, path
 
 
+def test_the_emulator_imports_no_backend():
+    for path in (ROOT / "portable_gla_emulator").rglob("*.py"):
+        assert not set(imports(path)) & {"portable_gla", *(f"portable_gla_{name}" for name in BACKENDS)}, path
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_backend_has_what_the_layout_says(name):
     folder = ROOT / "backends" / name
@@ -51,7 +56,7 @@ def test_the_wheel_holds_the_core_and_every_backend(tmp_path):
     wheel, = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"portable_gla", "portable_gla_doctor", *(f"portable_gla_{name}" for name in BACKENDS)}
+    assert tops == {"portable_gla", *(f"portable_gla_{name}" for name in ("doctor", "emulator", *BACKENDS))}
     for top in tops:
         assert f"{top}/py.typed" in names
     assert "portable_gla/devices.yaml" in names

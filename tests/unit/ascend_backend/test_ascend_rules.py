@@ -12,43 +12,53 @@ from portable_gla.backend import Call
 from portable_gla.testing import emulate
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
-from portable_gla_ascend import emulator  # noqa: E402 - needs triton
-from portable_gla_ascend.emulator import rules  # noqa: E402
-from toy_kernels import product, rounded, twice  # noqa: E402
+import toy_kernels  # noqa: E402 - needs triton
+from portable_gla_ascend import emulator  # noqa: E402
+from portable_gla_ascend.emulator import interpreted, kernels  # noqa: E402
+
+from portable_gla_emulator.language import emulated  # noqa: E402
 
 
-def interpreted(kernel):
-    return emulator.kernels.Kernel(rules.Helper(kernel.fn))
+@pytest.fixture(params=["emulator", "interpreter"])
+def toys(request):
+    """The kernels of the tests' own by name, run by the emulator and by Triton's interpreter."""
+    def one(name):
+        function = getattr(toy_kernels, name)
+        if request.param == "emulator":
+            return kernels.Kernel(emulated(function))
+        return interpreted.Kernel(interpreted.Helper(function.fn))
+
+    return one
 
 
-def test_a_left_operand_is_gone_after_a_product(seed) -> None:
+def test_a_left_operand_is_gone_after_a_product(toys, seed) -> None:
     torch.manual_seed(seed)
     a, b, out = torch.randn(16, 16), torch.randn(16, 16), torch.empty(16, 16)
-    interpreted(twice)[(1,)](a, b, out, AGAIN=False)
+    toys("twice")[(1,)](a, b, out, AGAIN=False)
     assert torch.allclose(out, 2 * a @ b, rtol=1e-4, atol=1e-4)
-    interpreted(twice)[(1,)](a, b, out, AGAIN=True)
+    toys("twice")[(1,)](a, b, out, AGAIN=True)
     assert out.isnan().all()
 
 
-def test_bfloat16_is_multiplied_as_values(seed) -> None:
+def test_bfloat16_is_multiplied_as_values(toys, seed) -> None:
     torch.manual_seed(seed)
     a, b, out = torch.randn(16, 16).bfloat16(), torch.randn(16, 16).bfloat16(), torch.empty(16, 16)
-    interpreted(product)[(1,)](a, b, out)
+    toys("product")[(1,)](a, b, out)
     assert torch.allclose(out, a.float() @ b.float(), rtol=1e-5, atol=1e-5)
 
 
-def test_casts_to_bfloat16_round_to_nearest_even(seed) -> None:
+def test_casts_to_bfloat16_round_to_nearest_even(toys, seed) -> None:
     torch.manual_seed(seed)
     values = torch.cat((torch.randn(240), torch.tensor([float("inf"), -float("inf"), 3.4e38, 1e-40] * 4)))
     out = torch.empty(256, dtype=torch.bfloat16)
-    interpreted(rounded)[(1,)](values, out)
+    toys("rounded")[(1,)](values, out)
     assert torch.equal(out.view(torch.int16), values.bfloat16().view(torch.int16))
 
 
-def test_a_grid_of_65536_programs_is_refused() -> None:
+def test_a_grid_of_65536_programs_is_refused(toys) -> None:
     out = torch.empty(16, 16)
     with pytest.raises(emulator.RuleError, match="65,536 programs"):
-        interpreted(product)[(256, 256)](out, out, out)
+        toys("product")[(256, 256)](out, out, out)
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])

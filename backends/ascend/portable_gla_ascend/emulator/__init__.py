@@ -1,6 +1,6 @@
-"""Runs the kernels in Triton's interpreter, under the device's rules."""
+"""Runs the kernels on the host, under the device's rules."""
 
+from portable_gla_ascend.emulator.errors import RuleError
 from portable_gla_ascend.emulator.kernels import load
-from portable_gla_ascend.emulator.rules import RuleError
 
 __all__ = ["RuleError", "load"]

@@ -1,33 +1,37 @@
-"""The kernels' sources, loaded a second time for Triton's interpreter."""
+"""The kernels as attributes, each launched with ``kernel[grid](...)`` on tensors of the host or of a device."""
 
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
-import threading
+import math
 from collections.abc import Callable
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
-from portable_gla_ascend.emulator import rules
+from portable_gla_ascend.emulator.errors import RuleError
+from portable_gla_ascend.emulator.host import on_host
 
-_SOURCES = "portable_gla_ascend.kernels"
-_lock = threading.RLock()  # the interpreter patches Triton's language while a kernel runs
+MOST_PROGRAMS = 65_535
 
 
 class Kernel:
-    """One kernel; ``kernel[grid](...)`` runs it."""
+    """One kernel, under the device's rules.
 
-    def __init__(self, interpreted: Any) -> None:
-        self._interpreted = interpreted
+    - A product may overwrite its left operand: here it always does, with NaN. Of float32 it multiplies all bits.
+    - A grid's product of 65,536 or more is refused.
+    """
+
+    def __init__(self, emulated: Any) -> None:
+        self._emulated = emulated
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, **constants: Any) -> None:
-            rules.check_grid(grid)
+            import portable_gla_emulator
+
+            check_grid(grid)
             constants.pop("multibuffer", None)  # an option of the compiler
-            with _lock, rules.applied():
-                self._interpreted[grid](*args, **constants)
+            with portable_gla_emulator.matrix_unit(tf32=False, spoils_left=True), on_host(args) as given:
+                self._emulated[grid](*given, **constants)
 
         return launch
 
@@ -35,31 +39,30 @@ class Kernel:
 class Kernels:
     """All kernels, as attributes."""
 
-    def __init__(self, module: ModuleType) -> None:
-        for name in module.__all__:
-            setattr(self, name, Kernel(getattr(module, name)))
+    def __init__(self, kernels: dict[str, Any]) -> None:
+        for name, kernel in kernels.items():
+            setattr(self, name, kernel)
 
 
-def _loaded() -> dict[str, ModuleType]:
-    return {name: module for name, module in sys.modules.items() if name == _SOURCES or name.startswith(f"{_SOURCES}.")}
+def check_grid(grid: tuple[int, ...]) -> None:
+    """Refuse a grid that the device's launcher refuses."""
+    if math.prod(grid) > MOST_PROGRAMS:
+        raise RuleError(f"grid {grid}: {math.prod(grid):,} programs, of {MOST_PROGRAMS:,} that a launch may have")
 
 
 @functools.cache
 def load() -> Any:
-    """Return the kernels; Triton's own, were they imported, stay as they are."""
+    """Return the kernels; Triton's own, were they imported, stay as they are.
+
+    Where ``TRITON_INTERPRET=1`` was set before Triton was imported, they run in Triton's own interpreter.
+    """
     import triton
 
-    with _lock:
-        ours = _loaded()
-        for name in ours:
-            del sys.modules[name]
-        try:
-            with triton.knobs.runtime.scope():
-                triton.knobs.runtime.interpret = True
-                module = importlib.import_module(_SOURCES)
-            rules.as_helpers(_loaded())
-        finally:
-            for name in _loaded():
-                del sys.modules[name]
-            sys.modules.update(ours)
-        return Kernels(module)
+    if triton.knobs.runtime.interpret:
+        from portable_gla_ascend.emulator import interpreted
+
+        return Kernels(interpreted.load())
+    import portable_gla_emulator
+
+    found = portable_gla_emulator.load(Path(__file__).parents[1] / "kernels")
+    return Kernels({name: Kernel(getattr(found, name)) for name in found.__all__})

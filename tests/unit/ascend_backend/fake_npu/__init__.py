@@ -26,12 +26,12 @@ EXTENSION = "portable_gla_fake_npu"
 
 def build() -> Path:
     """Compile the device; once for a source and a PyTorch, whoever asks."""
-    from torch.utils import cpp_extension
-
     text = SOURCE.read_bytes() + f"{torch.__version__} {torch.__file__} {sys.version}".encode()
     folder = Path(tempfile.gettempdir()) / f"{EXTENSION}-{os.getuid()}" / hashlib.sha256(text).hexdigest()[:16]
     library = folder / f"{EXTENSION}.so"
     if not library.exists():
+        from torch.utils import cpp_extension  # slow to import
+
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             part = Path(work) / library.name

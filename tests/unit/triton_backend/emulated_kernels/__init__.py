@@ -17,9 +17,11 @@ from .statements import (
     standard,
     two_scans,
 )
+from .ways import apart, walk, walk_and_carry, walk_and_read_back, walk_into_another
 
 __all__ = [
-    "argmax_rows", "batched", "bfloat16_arithmetic", "block_condition", "branch", "carry", "cast", "chained", "copy",
-    "elementary", "exchange", "extremes", "far", "gather_rows", "logical", "loops", "multiply", "overwrite",
-    "scale_in_place", "scans", "shapes", "shift", "standard", "through_descriptor", "two_scans", "window",
+    "apart", "argmax_rows", "batched", "bfloat16_arithmetic", "block_condition", "branch", "carry", "cast",
+    "chained", "copy", "elementary", "exchange", "extremes", "far", "gather_rows", "logical", "loops", "multiply",
+    "overwrite", "scale_in_place", "scans", "shapes", "shift", "standard", "through_descriptor", "two_scans",
+    "walk", "walk_and_carry", "walk_and_read_back", "walk_into_another", "window",
 ]

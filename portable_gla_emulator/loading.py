@@ -14,17 +14,17 @@ from triton.runtime.jit import JITFunction
 
 from .interpreted import mend
 from .language import emulated
-from .launching import LOCK
+from .lock import LOCK
 
 
-def load(package_dir: Path | None = None) -> Any:
+def load(package_dir: Path) -> Any:
     """Return the kernels of a package, each to be launched on CPU tensors with ``kernel[grid](...)``.
 
     Parameters
     ----------
     package_dir
-        The folder of the package; by default ``kernels`` beside this emulator. Its modules import one another
-        relatively. It is imported once more under a private name, so the copy that is compiled stays as it was.
+        The folder of the package. It is imported once more under a private name; the functions that are compiled stay
+        as they were.
 
     Returns
     -------
@@ -43,9 +43,8 @@ def load(package_dir: Path | None = None) -> Any:
         From a launch: what the emulator does not have (atomics, 8-bit floats, inline assembly), or Triton itself
         would refuse (a block as a condition, chained comparisons).
     """
-    folder = Path(__file__).parent.parent / "kernels" if package_dir is None else Path(package_dir)
     with LOCK:
-        return _load(folder.resolve())
+        return _load(package_dir.resolve())
 
 
 @functools.cache
@@ -67,5 +66,5 @@ def _load(folder: Path) -> types.SimpleNamespace:
         mend()
     return types.SimpleNamespace(**{
         key: emulated(value) if isinstance(value, JITFunction) else value
-        for key, value in vars(module).items() if not key.startswith("__")
+        for key, value in vars(module).items() if not key.startswith("__") or key == "__all__"
     })

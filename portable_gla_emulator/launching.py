@@ -1,9 +1,7 @@
-"""Runs an emulated function over a grid, program after program."""
+"""Launches an emulated function on a grid: arguments as it sees them, and what is counted."""
 
 from __future__ import annotations
 
-import itertools
-import threading
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import traffic
 from .errors import EmulationError
 from .language import EmulatedFunction
+from .lock import LOCK
 from .memory import Memory
 from .semantics import as_tensor, builder, pointer, scalar, semantic
 from .tensors import own
 from .traffic import Traffic
-
-LOCK = threading.RLock()
+from .ways import Run
 
 _ELEMENTS = {
     torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16,
@@ -76,7 +74,7 @@ def launch(function: EmulatedFunction, grid: Any, *args: Any, **kwargs: Any) -> 
     sizes = _sizes(grid)
 
     with LOCK, np.errstate(all="ignore"):
-        outer = builder.memory, builder.grid_idx, builder.grid_dim
+        outer = builder.memory, builder.grid_idx, builder.grid_dim, builder.pieces
         tensors: list[torch.Tensor] = []
         try:
             values = {
@@ -84,14 +82,12 @@ def launch(function: EmulatedFunction, grid: Any, *args: Any, **kwargs: Any) -> 
                 for p in function.jit.params
             }
             counting = traffic.counting()
-            builder.memory = memory = Memory(function.__name__, tensors, counting)
             builder.grid_dim = sizes
-            for program, (x, y, z) in enumerate(itertools.product(*map(range, sizes))):
-                builder.grid_idx = x, y, z
-                memory.program = program
-                function.body(**values)
+            run = Run(function, values, sizes, lambda together: Memory(function.__name__, tensors, counting,
+                                                                       together=together))
+            memory = run.by_any_way(counting)
             if counting:
                 traffic.note(Traffic(function.__name__, sizes, memory.loaded, memory.stored,
                                      memory.unique_loaded, memory.unique_stored))
         finally:
-            builder.memory, builder.grid_idx, builder.grid_dim = outer
+            builder.memory, builder.grid_idx, builder.grid_dim, builder.pieces = outer

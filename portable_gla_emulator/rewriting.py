@@ -15,8 +15,10 @@ from typing import Any
 from triton.runtime.jit import JITFunction, get_jit_fn_file_line
 
 from .errors import EmulationError
+from .walks import without_walk
 
-AS_TENSOR, TRUTH, NOT, AND, OR = (f"__emulated_{name}__" for name in ("as_tensor", "truth", "not", "and", "or"))
+AS_TENSOR, TRUTH, NOT, AND, OR, PIECE = (
+    f"__emulated_{name}__" for name in ("as_tensor", "truth", "not", "and", "or", "piece"))
 
 
 def _call(name: str, *args: ast.expr) -> ast.Call:
@@ -61,8 +63,20 @@ class _Rewriter(ast.NodeTransformer):
 
 def rewrite(function: JITFunction[Any], namespace: dict[str, Any]) -> types.FunctionType:
     """Return the Python function that does what ``function`` compiles to, with ``namespace`` as its globals."""
+    return _compiled(function, ast.parse(function.src), namespace)
+
+
+def rewrite_piece(function: JITFunction[Any], namespace: dict[str, Any]) -> types.FunctionType | None:
+    """Return a function that does one piece of what ``function`` walks; None if it walks none."""
+    tree = ast.parse(function.src)
+    (definition,) = tree.body
+    assert isinstance(definition, ast.FunctionDef)
+    return _compiled(function, tree, namespace) if without_walk(definition, PIECE) else None
+
+
+def _compiled(function: JITFunction[Any], tree: ast.Module, namespace: dict[str, Any]) -> types.FunctionType:
     file, line = get_jit_fn_file_line(function)
-    tree = _Rewriter().visit(ast.parse(function.src))
+    tree = _Rewriter().visit(tree)
     ast.increment_lineno(tree, line - 1)
     ast.fix_missing_locations(tree)
     made: dict[str, Any] = {}

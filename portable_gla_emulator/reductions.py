@@ -10,7 +10,7 @@ from triton.language import core, standard
 from triton.runtime.interpreter import TensorHandle
 
 from .floats import Array, from_bfloat16, to_bfloat16
-from .tensors import EmulatedTensor, numpy_dtype
+from .tensors import EmulatedTensor, aligned, numpy_dtype
 
 # By identity: Triton's hash of a function reads all that the function uses.
 _REDUCTIONS: dict[int, Any] = {
@@ -24,9 +24,14 @@ _ACCUMULATIONS: dict[int, Any] = {
 }
 
 
+def _axes(data: Array, axis: int | None) -> int | tuple[int, ...]:
+    """Return the axis of ``data`` [programs, *shape] that is ``axis`` of the shape, or all of the shape's."""
+    return tuple(range(1, data.ndim)) if axis is None else axis % (data.ndim - 1) + 1
+
+
 def _wrap(data: Array, scalar: Any) -> EmulatedTensor:
-    shape = list(data.shape)
-    data = np.atleast_1d(np.asarray(data, dtype=numpy_dtype(scalar)))
+    shape = list(data.shape[1:])
+    data = np.asarray(data, dtype=numpy_dtype(scalar))
     return EmulatedTensor(TensorHandle(data, scalar), tl.block_type(scalar, shape) if shape else scalar)
 
 
@@ -39,7 +44,7 @@ def _through(operation: Any, tensor: EmulatedTensor, data: Array, **options: Any
 
 def _steps(inputs: tuple[EmulatedTensor, ...], axis: int, combine: Any, reverse: bool) -> list[list[Array]]:
     """Every partial result along ``axis`` of a combination that numpy does not have, a slice at a time."""
-    slices = [np.moveaxis(t.handle.data, axis, 0) for t in inputs]
+    slices = [np.moveaxis(t.handle.data, axis + 1, 0) for t in inputs]
     order = range(slices[0].shape[0])
     done: list[list[Array]] = []
     carried: tuple[EmulatedTensor, ...] | None = None
@@ -50,7 +55,7 @@ def _steps(inputs: tuple[EmulatedTensor, ...], axis: int, combine: Any, reverse:
         else:
             result = combine(*carried, *here)
             carried = result if isinstance(result, tuple) else (result,)
-        done.append([c.handle.data.reshape(slices[0].shape[1:]) for c in carried])
+        done.append([c.handle.data for c in carried])
     return done
 
 
@@ -68,13 +73,13 @@ def reduce(input: Any, axis: Any, combine_fn: Any, keep_dims: Any = False) -> An
     fast = _REDUCTIONS.get(id(combine_fn.jit))
     if fast is not None and len(inputs) == 1:
         (tensor,) = inputs
-        return _through(fast, tensor, tensor.handle.data, axis=axis, keepdims=bool(keep_dims))
+        data = tensor.handle.data
+        return _through(fast, tensor, data, axis=_axes(data, axis), keepdims=bool(keep_dims))
     if axis is None:
-        shape = inputs[0].handle.data.shape
-        inputs = tuple(_wrap(t.handle.data.reshape(-1), t.dtype) for t in inputs)
-    last = _steps(inputs, axis or 0, combine_fn, reverse=False)[-1]
+        inputs = tuple(_wrap(t.handle.data.reshape(t.handle.data.shape[0], -1), t.dtype) for t in inputs)
+    last = _steps(inputs, 0 if axis is None else axis % rank, combine_fn, reverse=False)[-1]
     if keep_dims:
-        last = [d.reshape((1,) * len(shape)) if axis is None else np.expand_dims(d, axis) for d in last]
+        last = [aligned(d, rank + 1) if axis is None else np.expand_dims(d, axis % rank + 1) for d in last]
     results = tuple(_wrap(d, t.dtype) for d, t in zip(last, inputs, strict=True))
     return results[0] if isinstance(input, EmulatedTensor) else results
 
@@ -84,8 +89,9 @@ def reduce_with_indices(input: Any, axis: Any, combine_fn: Any, keep_dims: Any =
     axis = core._unwrap_if_constexpr(axis)
     data = input.handle.data
     along = [1] * data.ndim
-    along[axis] = data.shape[axis]
-    index = np.broadcast_to(np.arange(data.shape[axis], dtype=np.int32).reshape(along), data.shape)
+    place = axis % (data.ndim - 1) + 1
+    along[place] = count = data.shape[place]
+    index = np.broadcast_to(np.arange(count, dtype=np.int32).reshape(along), (1, *data.shape[1:]))
     return reduce((input, _wrap(index, tl.int32)), axis, combine_fn, keep_dims)
 
 
@@ -96,14 +102,17 @@ def associative_scan(input: Any, axis: Any, combine_fn: Any, reverse: Any = Fals
     fast = _ACCUMULATIONS.get(id(combine_fn.jit))
     if fast is not None and len(inputs) == 1:
         (tensor,) = inputs
-        data = np.flip(tensor.handle.data, axis) if reverse else tensor.handle.data
-        result = _through(fast, tensor, data, axis=axis)
+        along = _axes(tensor.handle.data, axis)
+        data = np.flip(tensor.handle.data, along) if reverse else tensor.handle.data
+        result = _through(fast, tensor, data, axis=along)
         if reverse:
-            result.handle.data = np.flip(result.handle.data, axis)
+            result.handle.data = np.flip(result.handle.data, along)
         return result
+    axis %= len(inputs[0].shape)
     steps = _steps(inputs, axis, combine_fn, reverse)
     if reverse:
         steps.reverse()
     columns = zip(*steps, strict=True)
-    results = tuple(_wrap(np.stack(parts, axis), t.dtype) for parts, t in zip(columns, inputs, strict=True))
+    results = tuple(_wrap(np.stack(np.broadcast_arrays(*parts), axis + 1), t.dtype)
+                    for parts, t in zip(columns, inputs, strict=True))
     return results[0] if isinstance(input, EmulatedTensor) else results

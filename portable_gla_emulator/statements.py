@@ -6,20 +6,24 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import triton.language as tl
 from triton.language import core
+from triton.runtime.interpreter import TensorHandle
 
 from .errors import EmulationError
-from .rewriting import AND, AS_TENSOR, NOT, OR, TRUTH
-from .semantics import as_tensor, scalar, semantic
-from .tensors import EmulatedTensor
+from .floats import Array
+from .programs import Walk, agreed
+from .rewriting import AND, AS_TENSOR, NOT, OR, PIECE, TRUTH
+from .semantics import as_tensor, builder, semantic
+from .tensors import EmulatedTensor, numpy_dtype
 
 
 def _truth(value: Any) -> bool:
     if isinstance(value, EmulatedTensor):
-        if value.type.is_block() and value.handle.data.size != 1:
-            raise EmulationError(f"a block of shape {list(value.handle.data.shape)} has no truth value")
-        return bool(value.handle.data.reshape(-1)[0])
+        if value.type.is_block() and value.handle.data[0].size != 1:
+            raise EmulationError(f"a block of shape {list(value.handle.data.shape[1:])} has no truth value")
+        return bool(agreed(value.numbers.astype(np.bool_)))
     return bool(core._unwrap_if_constexpr(value))
 
 
@@ -59,23 +63,46 @@ def _extreme(of_numbers: Callable[..., Any], of_tensors: str, *values: Any) -> A
     return functools.reduce(lambda x, y: operation(x, y, _semantic=semantic), values)
 
 
-def _bounds(first: Any, second: Any, step: Any) -> tuple[range, Any]:
+def _bounds(first: Any, second: Any, step: Any) -> list[Any]:
     step = 1 if step is None else step
-    values = [core._unwrap_if_constexpr(x) for x in ((0, first, step) if second is None else (first, second, step))]
-    wide = any(isinstance(x, EmulatedTensor) and x.dtype.primitive_bitwidth == 64 for x in values)
-    return range(*(x.__index__() for x in values)), tl.int64 if wide else tl.int32
+    return [core._unwrap_if_constexpr(x) for x in ((0, first, step) if second is None else (first, second, step))]
 
 
 def loop_range(arg1: Any, arg2: Any = None, step: Any = None, **_: Any) -> Iterator[Any]:
-    """``range`` and ``tl.range``: the loop variable is a scalar tensor, as in a compiled kernel."""
-    numbers, kind = _bounds(arg1, arg2, step)
-    for number in numbers:
-        yield scalar(number, kind)
+    """``range`` and ``tl.range``: the loop variable is a scalar tensor, as in a compiled kernel.
+
+    Programs that take equally many turns stay together, wherever each one begins.
+    """
+    values = _bounds(arg1, arg2, step)
+    kind = _integer(*values)
+    start, end, by = (x.numbers.astype(np.int64) if isinstance(x, EmulatedTensor) else np.array([x.__index__()])
+                      for x in values)
+    if not by.all():
+        raise ValueError("a loop's step is 0")
+    turns = agreed(np.maximum(-((start - end) // by), 0))
+    for turn in range(int(turns)):
+        yield _scalar(start + turn * by, kind)
+
+
+def _integer(*values: Any) -> Any:
+    wide = any(isinstance(x, EmulatedTensor) and x.dtype.primitive_bitwidth == 64 for x in values)
+    return tl.int64 if wide else tl.int32
+
+
+def _scalar(numbers: Array, kind: Any) -> EmulatedTensor:
+    return EmulatedTensor(TensorHandle(numbers.astype(numpy_dtype(kind)), kind), kind)
+
+
+def _piece(items: Any) -> EmulatedTensor:
+    """Return the numbers of the pieces that run, of so many in all."""
+    if builder.pieces is None:
+        raise Walk(int(items.__index__()))
+    return _scalar(builder.pieces, _integer(items))
 
 
 def static_range(arg1: Any, arg2: Any = None, step: Any = None) -> range:
     """``tl.static_range``: the loop variable is a Python number."""
-    return _bounds(arg1, arg2, step)[0]
+    return range(*(x.__index__() for x in _bounds(arg1, arg2, step)))
 
 
 def static_assert(cond: Any, msg: Any = "") -> None:
@@ -90,6 +117,7 @@ GLOBALS: dict[str, Any] = {
     NOT: _not,
     AND: _and,
     OR: _or,
+    PIECE: _piece,
     "range": loop_range,
     "min": functools.partial(_extreme, min, "minimum"),
     "max": functools.partial(_extreme, max, "maximum"),

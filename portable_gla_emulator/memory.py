@@ -14,6 +14,7 @@ from triton._C.libtriton import interpreter
 
 from .errors import OutOfBoundsError, RaceError
 from .floats import Array
+from .tensors import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +47,16 @@ def checking(bounds: bool = True, races: bool = True) -> Iterator[None]:
         _checks = before
 
 
+_SEVERAL = -1  # programs have loaded an element
+
+
 class _Region:
     """A stretch of memory that tensors of the launch share, and who touched each of its elements first."""
 
     def __init__(self, start: int, end: int, element: int) -> None:
         self.start, self.end, self.element = start, end, element
-        self.readers: Array | None = None  # a program's number + 1, or 0, for each element; made on first use
+        # For each element a program's number + 1, or 0, or _SEVERAL; made on first use.
+        self.readers: Array | None = None
         self.writers: Array | None = None
 
     def elements(self, addresses: Array, size: int) -> Array:
@@ -72,13 +77,19 @@ class _Region:
 class Memory:
     """Loads and stores of one launch.
 
-    Programs run one after another in the order of their numbers, so it is enough to know who touched an element first.
+    Where programs run one after another, in the order of their numbers, it is enough to know who touched an element
+    first. Those that run ``together`` may touch it in any order, so of readers it counts whether there are several; and
+    what they store can be taken back.
     """
 
-    def __init__(self, kernel: str, tensors: list[torch.Tensor], counting: bool) -> None:
+    def __init__(self, kernel: str, tensors: list[torch.Tensor], counting: bool, *, together: bool = False) -> None:
         self.kernel = kernel
-        self.program = 0
+        self.programs = np.zeros(1, dtype=np.int32)
+        self.together = together
         self.loaded = self.stored = 0
+        self._moved = {"load": 0, "store": 0}  # bytes, by the programs that run now
+        self._replaced: list[tuple[Array, Array, Array]] = []  # addresses, values and mask of what stores replaced
+        self._kept = 0  # of these, how many belong to programs that have run to their end
         self._races = _checks.races
         self._book = counting or _checks.races
         self._watch = self._book or _checks.bounds
@@ -95,45 +106,73 @@ class Memory:
         """Bytes stored, each address once."""
         return sum(int(np.count_nonzero(r.writers)) * r.element for r in self._regions if r.writers is not None)
 
+    def begin(self, programs: Array) -> None:
+        """Let loads and stores from now on be those of ``programs``, numbers that run together."""
+        self.programs = programs.astype(np.int32)
+
+    def finish(self) -> None:
+        """Keep what the running programs did."""
+        self.loaded += self._moved["load"]
+        self.stored += self._moved["store"]
+        self._moved = {"load": 0, "store": 0}
+        self._kept = len(self._replaced)
+
+    def take_back(self, everything: bool = False) -> None:
+        """Undo the running programs' stores, or all of the launch; what was noted of addresses stays."""
+        first = 0 if everything else self._kept
+        while len(self._replaced) > first:
+            interpreter.store(*self._replaced.pop())
+        self._moved = {"load": 0, "store": 0}
+
     def load(self, addresses: Array, mask: Array | None, other: Array | None, dtype: np.dtype[Any]) -> Array:
         """Return the values of ``dtype`` at ``addresses`` (bytes, uint64); ``other``, or 0, where ``mask`` is false."""
-        if self._watch:
-            self._visit("load", addresses, mask, dtype.itemsize)
         if mask is None:
             mask = np.ones(addresses.shape, dtype=np.bool_)
         if other is None:
-            other = np.zeros(addresses.shape, dtype=dtype)
+            other = np.zeros((1,) * addresses.ndim, dtype=dtype)
+        addresses, mask, other = np.broadcast_arrays(addresses, mask, other)
+        if self._watch:
+            self._visit("load", addresses, mask, dtype.itemsize)
         values: Array = interpreter.load(addresses, mask, other, dtype)
         return values
 
     def store(self, addresses: Array, values: Array, mask: Array | None, dtype: np.dtype[Any]) -> None:
         """Write ``values`` to ``addresses`` (bytes, uint64) where ``mask``, if there is one, is true."""
-        if self._watch:
-            self._visit("store", addresses, mask, dtype.itemsize)
         if mask is None:
             mask = np.ones(addresses.shape, dtype=np.bool_)
-        interpreter.store(addresses, values.astype(dtype, copy=False), mask)
+        addresses, mask, values = np.broadcast_arrays(addresses, mask, values.astype(dtype, copy=False))
+        if self._watch:
+            self._visit("store", addresses, mask, dtype.itemsize)
+        if self.together:
+            bits = np.dtype(f"u{dtype.itemsize}")
+            before = interpreter.load(addresses, mask, np.zeros(addresses.shape, dtype=bits), bits)
+            self._replaced.append((addresses, before, mask))
+        interpreter.store(addresses, values, mask)
 
-    def _visit(self, access: str, addresses: Array, mask: Array | None, size: int) -> None:
-        reached = addresses.reshape(-1) if mask is None or mask.all() else addresses[mask]
+    def _visit(self, access: str, addresses: Array, mask: Array, size: int) -> None:
+        everything = mask.all()
+        reached = addresses.reshape(-1) if everything else addresses[mask]
         if not reached.size:
             return
-        if access == "load":
-            self.loaded += reached.size * size
-        else:
-            self.stored += reached.size * size
+        # One place on the leading axis stands for all programs.
+        times = self.programs.size // addresses.shape[0]
+        self._moved[access] += reached.size * size * times
+        who: Array | int = int(self.programs[0]) + 1 if self.programs.size == 1 else _SEVERAL
+        if self._book and times == 1 and self.programs.size > 1:
+            each = np.broadcast_to(aligned(self.programs + 1, addresses.ndim), addresses.shape)
+            who = each.reshape(-1) if everything else each[mask]
         low, high = int(reached.min()), int(reached.max())
         region = self._region(access, low, size)
         if high + size <= region.end:
             if self._book:
-                self._enter(access, region, reached, size)
+                self._enter(access, region, reached, size, who)
             return
         while reached.size:  # one access reaches into several tensors, or beyond them
             region = self._region(access, int(reached.min()), size)
             inside = reached <= np.uint64(region.end - size)
             if self._book:
-                self._enter(access, region, reached[inside], size)
-            reached = reached[~inside]
+                self._enter(access, region, reached[inside], size, who if isinstance(who, int) else who[inside])
+            reached, who = reached[~inside], who if isinstance(who, int) else who[~inside]
 
     def _region(self, access: str, address: int, size: int) -> _Region:
         at = bisect.bisect_right(self._starts, address) - 1
@@ -144,33 +183,49 @@ class Memory:
                  for r in self._regions if address >= r.start]
         where = min(gaps)[1] + " the nearest tensor" if gaps else "the launch has no tensors"
         raise OutOfBoundsError(
-            f"{self.kernel}, program {self.program}: {access} of {size} bytes out of bounds: {where}")
+            f"{self.kernel}, program {self.programs[0]}: {access} of {size} bytes out of bounds: {where}")
 
-    def _enter(self, access: str, region: _Region, addresses: Array, size: int) -> None:
-        me = self.program + 1
+    def _enter(self, access: str, region: _Region, addresses: Array, size: int, who: Array | int) -> None:
         elements = region.elements(addresses, size)
+        if not isinstance(who, int) and elements.size > who.size:
+            who = np.repeat(who, elements.size // who.size)
         if self._races and region.writers is not None:
-            first = region.writers[elements]
-            self._refuse(access, "stores to", region, elements, first, (first != 0) & (first != me))
+            self._refuse(access, "stores to", region, elements, region.writers[elements], who)
         if access == "load":
-            if region.readers is None:
-                region.readers = region.blank()
-            first = region.readers[elements]
-            if not first.all():
-                region.readers[elements[first == 0]] = me
+            self._enter_readers(region, elements, who)
             return
         if self._races and region.readers is not None:
-            first = region.readers[elements]
-            self._refuse(access, "loads", region, elements, first, (first != 0) & (first != me))
+            self._refuse(access, "loads", region, elements, region.readers[elements], who)
         if region.writers is None:
             region.writers = region.blank()
-        region.writers[elements] = me
+        region.writers[elements] = who
+        if self._races and self.together:
+            if isinstance(who, int) and who == _SEVERAL:
+                raise RaceError(f"{self.kernel}: all programs store to one address")
+            self._refuse(access, "stores to", region, elements, region.writers[elements], who)
 
-    def _refuse(self, access: str, other: str, region: _Region, elements: Array, first: Array, bad: Array) -> None:
+    def _enter_readers(self, region: _Region, elements: Array, who: Array | int) -> None:
+        if region.readers is None:
+            region.readers = region.blank()
+        first = region.readers[elements]
+        if not self.together:
+            if not first.all():
+                region.readers[elements[first == 0]] = who
+            return
+        now = np.where((first == 0) | (first == who), who, _SEVERAL).astype(first.dtype)
+        region.readers[elements] = now
+        if not isinstance(who, int):  # the last of those that load an element at once is in the book
+            others = region.readers[elements] != now
+            if others.any():
+                region.readers[elements[others]] = _SEVERAL
+
+    def _refuse(self, access: str, other: str, region: _Region, elements: Array, first: Array,
+                who: Array | int) -> None:
+        bad = (first != 0) & (first != who)
         if bad.any():
             at = int(np.argmax(bad))
-            raise RaceError(f"{self.kernel}: program {self.program} {access}s what program {first[at] - 1} {other}: "
-                            f"byte {int(elements[at]) * region.element} of a tensor's storage")
+            raise RaceError(f"{self.kernel}: program {self.programs[0]} {access}s what program {first[at] - 1} "
+                            f"{other}: byte {int(elements[at]) * region.element} of a tensor's storage")
 
 
 def _regions(tensors: list[torch.Tensor]) -> list[_Region]:

@@ -18,7 +18,7 @@ from triton.language import core
 from triton.runtime.jit import JITFunction
 
 from . import arithmetic, reductions, statements
-from .rewriting import rewrite
+from .rewriting import rewrite, rewrite_piece
 from .semantics import semantic
 from .tensors import EmulatedDescriptor, EmulatedTensor, own
 
@@ -49,6 +49,11 @@ class EmulatedFunction:
         """The rewritten Python function."""
         return rewrite(self.jit, self._namespace())
 
+    @functools.cached_property
+    def piece(self) -> Callable[..., Any] | None:
+        """The function that does one piece of the work that programs walk; None if they walk none."""
+        return rewrite_piece(self.jit, self._namespace())
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run as part of the launch in progress."""
         return self.body(*args, **kwargs)
@@ -70,6 +75,7 @@ _INSTEAD: dict[Any, Any] = {
     core._reduce_with_indices: reductions.reduce_with_indices,
     core.associative_scan: reductions.associative_scan,
     core.where: arithmetic.where(_bound(core.where)),
+    core.cast: arithmetic.cast(_bound(core.cast)),
     core.multiple_of: _same,
     core.max_contiguous: _same,
     core.max_constancy: _same,

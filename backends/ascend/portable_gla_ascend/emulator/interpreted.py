@@ -1,18 +1,18 @@
-"""What the device does and Triton's interpreter does not.
+"""Under ``TRITON_INTERPRET=1`` kernels run in Triton's own interpreter; the device's rules are put into it here.
 
-- A product may overwrite its left operand: here it always does, with NaN.
-- A grid's product of 65,536 or more is refused.
-- Products of bfloat16 multiply values, and casts to it round to nearest (the interpreter multiplies the 16 bits as
-  integers, and cuts).
+Products of bfloat16 multiply values, and casts to it round to nearest (the interpreter multiplies the 16 bits as
+integers, and cuts).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
-import math
-from collections.abc import Iterator, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -21,19 +21,10 @@ import triton.language as tl
 from triton.runtime import JITFunction
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle, _patch_lang
 
-MOST_PROGRAMS = 65_535
+from portable_gla_ascend.emulator.kernels import check_grid
 
-
-class RuleError(RuntimeError):
-    """A launch that the device would refuse."""
-
-
-def check_grid(grid: tuple[int, ...]) -> None:
-    """Refuse a grid that the device's launcher refuses."""
-    if math.prod(grid) > MOST_PROGRAMS:
-        raise RuleError(f"grid {grid}: {math.prod(grid):,} programs, of {MOST_PROGRAMS:,} that a launch may have")
-
-
+_SOURCES = "portable_gla_ascend.kernels"
+_lock = threading.RLock()  # the interpreter patches Triton's language while a kernel runs
 _dot, _cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
 
@@ -69,8 +60,23 @@ class Helper(InterpretedFunction):  # type: ignore[misc]
         return self.rewrite()(*args, **kwargs)
 
 
-def as_helpers(modules: Mapping[str, ModuleType]) -> None:
-    """Let the functions of freshly loaded modules be called as helpers."""
+class Kernel:
+    """One kernel; ``kernel[grid](...)`` runs it."""
+
+    def __init__(self, interpreted: Any) -> None:
+        self._interpreted = interpreted
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **constants: Any) -> None:
+            check_grid(grid)
+            constants.pop("multibuffer", None)  # an option of the compiler
+            with _lock, _rules():
+                self._interpreted[grid](*args, **constants)
+
+        return launch
+
+
+def _as_helpers(modules: dict[str, ModuleType]) -> None:
     for module in modules.values():
         for value in vars(module).values():
             if isinstance(value, InterpretedFunction):
@@ -87,7 +93,7 @@ def _language() -> list[tuple[Any, str, Any, Any]]:
 
 
 @contextlib.contextmanager
-def applied() -> Iterator[None]:
+def _rules() -> Iterator[None]:
     """Within the context the interpreter follows the rules."""
     before = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = _create_dot, _cast_impl
@@ -101,3 +107,28 @@ def applied() -> Iterator[None]:
         for module, name, compiled, _ in _language():
             setattr(module, name, compiled)
         InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = before
+
+
+def _loaded() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name == _SOURCES or name.startswith(f"{_SOURCES}.")}
+
+
+@functools.cache
+def load() -> dict[str, Kernel]:
+    """Load the kernels' sources a second time, for the interpreter; Triton's own, were they imported, stay."""
+    import triton
+
+    with _lock:
+        ours = _loaded()
+        for name in ours:
+            del sys.modules[name]
+        try:
+            with triton.knobs.runtime.scope():
+                triton.knobs.runtime.interpret = True
+                module = importlib.import_module(_SOURCES)
+            _as_helpers(_loaded())
+        finally:
+            for name in _loaded():
+                del sys.modules[name]
+            sys.modules.update(ours)
+        return {name: Kernel(getattr(module, name)) for name in module.__all__}
