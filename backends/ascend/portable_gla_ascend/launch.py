@@ -103,8 +103,7 @@ class _Launcher:
         self.cu_seqlens = call.q if call.cu_seqlens is None else call.cu_seqlens.contiguous()
         self.bonus = call.q if call.bonus is None else call.bonus.contiguous()
         self.kind = KINDS[call.q.dtype]
-        self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim,
-                            not self.packed and not call.reverse and call.bonus is None)
+        self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim, call.bonus is not None)
         self.scaled = call.q.dtype == torch.float16
         self.kept = call.q.dtype
         self.usual = {"K": self.key_dim, "V": self.value_dim, "GATE": self.gate.kind, "PACKED": self.packed,

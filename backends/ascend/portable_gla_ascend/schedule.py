@@ -32,8 +32,7 @@ class Model:
     def __init__(self, problem: Problem, soc: Soc) -> None:
         p, size = problem, problem.dtype.itemsize
         self.problem, self.soc = problem, soc
-        self.tiles: Tiles = choose(soc, KINDS[p.dtype], p.gate, p.key_dim, p.value_dim,
-                                   not p.packed and not p.reverse and not p.bonus)
+        self.tiles: Tiles = choose(soc, KINDS[p.dtype], p.gate, p.key_dim, p.value_dim, p.bonus)
         rows = p.batch * p.tokens
         self.q = rows * p.q_heads * p.key_dim * size
         self.k = rows * p.k_heads * p.key_dim * size

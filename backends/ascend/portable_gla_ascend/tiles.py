@@ -37,16 +37,15 @@ class Tiles:
     backward: Pass
 
 
-def choose(soc: Soc, kind: str, gate: str, key_dim: int, value_dim: int, plain: bool) -> Tiles:
+def choose(soc: Soc, kind: str, gate: str, key_dim: int, value_dim: int, bonus: bool) -> Tiles:
     """Return the tiles of a problem: its row, with blocks of K and V no larger than they need be.
 
-    ``plain``: not packed, not in reverse and without a bonus. With gates per channel the others' gradients of a chunk
-    are too large a program for a core, and are made by tiles.
+    With gates per channel and a bonus, all gradients of a chunk are too large a program for a core: they are by tiles.
     """
     shared = "channel" if gate == "channel" else "other"
     forward, backward = (within(table()[which, chip(soc), kind, shared], key_dim, value_dim)
                          for which in ("forward", "backward"))
-    if backward.whole and gate == "channel" and not plain:
+    if backward.whole and gate == "channel" and bonus:
         backward = replace(backward, whole=False, span=1)
     return Tiles(forward, backward)
 

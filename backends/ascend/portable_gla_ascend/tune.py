@@ -153,9 +153,9 @@ def refusal(row: Row, kernel: str, tile: Pass) -> str:
     if error:
         return error
 
-    def choose(soc: Any, kind: str, gate: str, key_dim: int, value_dim: int, plain: bool) -> Tiles:
+    def choose(soc: Any, kind: str, gate: str, key_dim: int, value_dim: int, bonus: bool) -> Tiles:
         capped = within(tile, key_dim, value_dim)
-        if gate == "channel" and not plain and capped.whole:
+        if gate == "channel" and bonus and capped.whole:
             capped = dataclasses.replace(capped, whole=False, span=1)
         return Tiles(capped, capped)
 

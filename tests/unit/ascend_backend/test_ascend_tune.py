@@ -93,21 +93,21 @@ def test_blocks_are_no_larger_than_k_and_v(kind: str) -> None:
     for name, gate in itertools.product(("Ascend910B2", "Ascend910B4", "Ascend950"), ("channel", "head", "none")):
         soc = socs.of(name)
         assert soc is not None
-        large = tiles.choose(soc, kind, gate, 512, 512, True)
+        large = tiles.choose(soc, kind, gate, 512, 512, False)
         row = (tiles.chip(soc), kind, "channel" if gate == "channel" else "other")
         assert large == tiles.Tiles(*(tiles.table()[(which, *row)] for which in tune.PASSES))
-        tiny = tiles.choose(soc, kind, gate, 1, 1, True)
+        tiny = tiles.choose(soc, kind, gate, 1, 1, False)
         for one in (tiny.forward, tiny.backward):
             assert (one.block_k, one.sweep_v, one.block_v, one.loop_k, one.loop_v) == (16,) * 5
-        small = tiles.choose(soc, kind, gate, 40, 512, True).backward
+        small = tiles.choose(soc, kind, gate, 40, 512, False).backward
         assert small.block_k == min(64, large.backward.block_k) and small.block_v == large.backward.block_v
 
 
-def test_with_gates_per_channel_only_plain_calls_have_a_chunk_in_one_program() -> None:
+def test_with_gates_per_channel_and_a_bonus_gradients_are_by_tiles() -> None:
     soc = socs.of("Ascend910B2")
     assert soc is not None
-    for gate, plain, whole in (("channel", True, True), ("channel", False, False), ("head", False, True)):
-        found = tiles.choose(soc, "f32", gate, 128, 128, plain).backward
+    for gate, bonus, whole in (("channel", False, True), ("channel", True, False), ("head", True, True)):
+        found = tiles.choose(soc, "f32", gate, 128, 128, bonus).backward
         assert (found.whole, found.span) == ((True, 2) if whole else (False, 1))
 
 
