@@ -163,7 +163,7 @@ def refusal(row: Row, kernel: str, tile: Pass) -> str:
         for configuration in configurations(row):
             for one in recording.record(offline.kernels(), offline.soc(target), configuration, (row.which,)):
                 if one.kernel == kernel:
-                    error = offline.compile_launch(one, target, seconds=SECONDS)["error"]
+                    error = offline.compile_launch(one, target, limit=SECONDS)["error"]
                     if error:
                         return f"{configuration['features']}: {error}"
     return ""
