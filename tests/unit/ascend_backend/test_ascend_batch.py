@@ -12,7 +12,7 @@ from portable_gla.testing.checks import CHECKS
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dg_per_head_of_several_tiles_of_k_is_the_same_alone(dtype):
-    """PyTorch's sum over tiles took another order for three sequences than for one; float32's are summed by a program."""
+    """PyTorch's sum over tiles took another order for three sequences than for one; in float32 a program sums."""
     target, _ = running.find("ascend")
     assert target is not None
     case = Case("tiles", tokens=31, batch=3, q_heads=1, k_heads=1, v_heads=1, gate_heads=1, key_dim=192, value_dim=9,
