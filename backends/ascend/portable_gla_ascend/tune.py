@@ -67,8 +67,9 @@ def kernels(which: str, tile: Pass) -> dict[str, tuple[str, ...]]:
     """Return a pass's kernels, the most demanding first, and the fields that each is compiled with."""
     if which == "forward":
         return {"outputs": ("chunk", "block_k", "block_v"), "sweep": ("chunk", "block_k", "sweep_v")}
-    by_tiles = {"gradients_k": ("chunk", "loop_k", "loop_v"), "gradients_v": ("chunk", "block_k", "block_v"),
-                "sweep": ("chunk", "block_k", "sweep_v")}
+    by_tiles: dict[str, tuple[str, ...]] = {
+        "gradients_k": ("chunk", "loop_k", "loop_v"), "gradients_v": ("chunk", "block_k", "block_v"),
+        "sweep": ("chunk", "block_k", "sweep_v")}
     if tile.whole:
         return {"gradients_chunk": ("chunk", "loop_k", "loop_v"), **by_tiles,
                 "sweep_both": ("chunk", "block_k", "sweep_v")}

@@ -147,7 +147,7 @@ def compile_launch(launch: Launch, target: str, module: str = KERNELS, path: tup
                    limit: float = planning.SECONDS) -> dict[str, Any]:
     """Lower a launch and plan its memories: ``used``, ``limits``, ``workspace`` (bytes), ``split``, ``error``.
 
-    The kernels may be another module's, in a folder of ``path``.
+    The kernels may be another module's, in a folder of ``path``. Planning has ``limit`` seconds.
     """
     made, name, options = environment.ensure(), TARGETS[target], dict(launch.options)
     if planning.fifth(name):
