@@ -47,6 +47,16 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(1), x.stride(2)
 
 
+def _edge(state: Tensor | None) -> Tensor | None:
+    """Return a state at a sequence's end as kernels read it."""
+    return None if state is None else state.to(torch.float32).contiguous()
+
+
+def _edge_stride(state: Tensor | None) -> int:
+    """Return the stride of the sequences, which may share one state."""
+    return 0 if state is None or state.shape[0] == 1 else state.stride(0)
+
+
 def _depth(tiles: Pass) -> int:
     """Return how many levels cover all pairs of a chunk."""
     return tiles.chunk.bit_length() - 1
@@ -93,7 +103,7 @@ class _Launcher:
         self.cu_seqlens = call.q if call.cu_seqlens is None else call.cu_seqlens.contiguous()
         self.bonus = call.q if call.bonus is None else call.bonus.contiguous()
         self.kind = KINDS[call.q.dtype]
-        self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim)
+        self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim, call.bonus is not None)
         self.scaled = call.q.dtype == torch.float16
         self.kept = call.q.dtype
         self.usual = {"K": self.key_dim, "V": self.value_dim, "GATE": self.gate.kind, "PACKED": self.packed,
@@ -132,21 +142,27 @@ class _Launcher:
     def _swept(self, tiles: Pass) -> int:
         return swept(self.soc, tiles, self.sequences * self.heads, self.key_dim, self.value_dim)
 
+    def _kept(self, unit: int, block_v: int) -> tuple[Tensor, Tensor]:
+        """Allocate states that are kept for each ``unit`` tokens and, of float16, their rows' scales."""
+        slots = self._slots(unit)
+        kept = self._empty(slots, self.heads, self.key_dim, self.value_dim, dtype=self.call.q.dtype)
+        if not self.scaled:
+            return kept, kept
+        return kept, self._empty(slots, self.heads, math.ceil(self.value_dim / block_v), self.key_dim)
+
     def _sweep(self, tiles: Pass, x: Tensor, y: Tensor, edge: Tensor | None, last: Tensor | None, depths: Tensor, *,
                forward: bool, near: float) -> tuple[Tensor, Tensor]:
         """Keep the states between chunks; return them and, of float16, their rows' scales."""
         call, block_v = self.call, self._swept(tiles)
         tiles_k, tiles_v = math.ceil(self.key_dim / tiles.block_k), math.ceil(self.value_dim / block_v)
-        slots = self._slots(tiles.chunk * tiles.span)
-        kept = self._empty(slots, self.heads, self.key_dim, self.value_dim, dtype=call.q.dtype)
-        scales = self._empty(slots, self.heads, tiles_v, self.key_dim) if self.scaled else kept
+        kept, scales = self._kept(tiles.chunk * tiles.span, block_v)
         items = self.sequences * self.heads * tiles_k * tiles_v
-        edge = None if edge is None else edge.to(torch.float32).contiguous()
+        edge = _edge(edge)
         self.kernels.sweep[self._grid(items)](
             x, y, self.gate.tensor, self._near(tiles), kept if edge is None else edge, kept, scales,
             kept if last is None else last, depths, self.cu_seqlens, call.scale, items, self.tokens, self.heads,
             *_strides(x), *_strides(y), *self.gate.strides,
-            0 if edge is None or edge.shape[0] == 1 else edge.stride(0), 0 if last is None else last.stride(0),
+            _edge_stride(edge), 0 if last is None else last.stride(0),
             self._group(x.shape[2]), self._group(y.shape[2]), self._group(self.gate.heads) if call.g is not None else 1,
             **self.usual, FORWARD=forward, EDGE=edge is not None, LAST=last is not None,
             RANGE=0.0 if self.kind == "f32" else near, C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v,
@@ -187,18 +203,62 @@ class _Launcher:
         call, tiles = self.call, self.tiles.backward
         if not self.batch or not self.tokens:
             return self._untouched(dfinal)
+        dinitial = None if call.initial_state is None else self._empty(*call.state_shape)
+        dq, dk = (self._gradient(x, self.key_dim) for x in (call.q, call.k))
+        dv = self._gradient(call.v, self.value_dim)
+        dg = self._gate_gradient(1 if tiles.whole else math.ceil(self.key_dim / tiles.loop_k))
+        dbonus = None if call.bonus is None else self._empty(self._slots(tiles.chunk), self.heads, self.key_dim)
+        (self._whole if tiles.whole else self._by_tiles)(do, dfinal, dinitial, dq, dk, dv, dg, dbonus)
+        return Gradients(
+            _folded(dq, call.q), _folded(dk, call.k), _folded(dv, call.v), self._folded_gate(dg),
+            self._folded_initial(dinitial),
+            None if dbonus is None or call.bonus is None else dbonus.sum(0).to(call.bonus.dtype))
+
+    def _whole(self, do: Tensor, dfinal: Tensor | None, dinitial: Tensor | None, dq: Tensor, dk: Tensor, dv: Tensor,
+               dg: Tensor | None, dbonus: Tensor | None) -> None:
+        """Sweep both ways in one launch, and make all gradients of a chunk in one program."""
+        call, tiles = self.call, self.tiles.backward
+        states, state_scales, adjoints, adjoint_scales = self._sweep_both(tiles, do, dfinal, dinitial)
+        options = {"multibuffer": False} if self.gate.kind == "channel" else {}  # else it is compiled three times
+        kept_v, items = self._swept(tiles), self._slots(tiles.chunk) * self.heads
+        block_v = min(tiles.loop_v, kept_v) if self.scaled else tiles.loop_v
+        self.kernels.gradients_chunk[self._grid(items)](
+            self.q, self.k, self.v, do, self.gate.tensor, self.bonus, dq, dk, dv, dq if dg is None else dg,
+            dq if dbonus is None else dbonus, self._near(tiles), states, state_scales, adjoints, adjoint_scales,
+            self._places(tiles.chunk), self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q),
+            *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides, *self._groups(), **self.usual,
+            C=tiles.chunk, SPAN=tiles.span, BK=tiles.loop_k, BV=block_v, KEPT_V=kept_v, DEPTH=_depth(tiles), **options)
+
+    def _sweep_both(self, tiles: Pass, do: Tensor, dfinal: Tensor | None,
+                    dinitial: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keep the states and the adjoint ones; return both, each with its rows' scales."""
+        call, block_v = self.call, self._swept(tiles)
+        states, state_scales = self._kept(tiles.chunk * tiles.span, block_v)
+        adjoints, adjoint_scales = self._kept(tiles.chunk, block_v)
+        initial, final = _edge(call.initial_state), _edge(dfinal)
+        tiles_k, tiles_v = math.ceil(self.key_dim / tiles.block_k), math.ceil(self.value_dim / block_v)
+        items = self.sequences * self.heads * tiles_k * tiles_v * 2
+        self.kernels.sweep_both[self._grid(items)](
+            self.q, self.k, self.v, do, self.gate.tensor, self._near(tiles), states if initial is None else initial,
+            states, state_scales, states if final is None else final, adjoints, adjoint_scales,
+            states if dinitial is None else dinitial, self.cu_seqlens, call.scale, items, self.tokens, self.heads,
+            *_strides(self.q), *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides,
+            _edge_stride(initial), _edge_stride(final), 0 if dinitial is None else dinitial.stride(0), *self._groups(),
+            **self.usual, INITIAL=initial is not None, DFINAL=final is not None, C=tiles.chunk, SPAN=tiles.span,
+            BK=tiles.block_k, BV=block_v)
+        return states, state_scales, adjoints, adjoint_scales
+
+    def _by_tiles(self, do: Tensor, dfinal: Tensor | None, dinitial: Tensor | None, dq: Tensor, dk: Tensor, dv: Tensor,
+                  dg: Tensor | None, dbonus: Tensor | None) -> None:
+        """Sweep one way and the other, and make the gradients by tiles of K and of V, side by side."""
+        call, tiles = self.call, self.tiles.backward
         depths = self._depths(tiles)
         states, state_scales = self._sweep(tiles, self.k, self.v, call.initial_state, None, depths, forward=True,
                                            near=_NEAR)
-        dinitial = None if call.initial_state is None else self._empty(*call.state_shape)
         adjoints, adjoint_scales = self._sweep(tiles, self.q, do, dfinal, dinitial, depths, forward=False, near=0.0)
         q_group, k_group, v_group, g_group = self._groups()
         near, slots, places = self._near(tiles), self._slots(tiles.chunk), self._places(tiles.chunk)
         tiles_k, kept_v = math.ceil(self.key_dim / tiles.loop_k), self._swept(tiles)
-        dq, dk = (self._gradient(x, self.key_dim) for x in (call.q, call.k))
-        dv = self._gradient(call.v, self.value_dim)
-        dg = self._gate_gradient(tiles_k)
-        dbonus = None if call.bonus is None else self._empty(slots, self.heads, self.key_dim)
         blocks = {"C": tiles.chunk, "KEPT_V": kept_v}
         options = {"multibuffer": False} if self.gate.kind == "channel" else {}  # else it is compiled three times
         block_v = min(tiles.loop_v, kept_v) if self.scaled else tiles.loop_v
@@ -216,10 +276,6 @@ class _Launcher:
             self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q), *_strides(self.k),
             *_strides(do), *self.gate.strides, q_group, k_group, g_group, **self.usual, **blocks,
             BK=tiles.block_k, BV=block_v)
-        return Gradients(
-            _folded(dq, call.q), _folded(dk, call.k), _folded(dv, call.v), self._folded_gate(dg),
-            self._folded_initial(dinitial),
-            None if dbonus is None or call.bonus is None else dbonus.sum(0).to(call.bonus.dtype))
 
     def _gradient(self, like: Tensor, size: int) -> Tensor:
         """Allocate a gradient: in float32 for each output head where heads are shared, to be summed."""

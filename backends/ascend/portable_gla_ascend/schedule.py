@@ -32,7 +32,7 @@ class Model:
     def __init__(self, problem: Problem, soc: Soc) -> None:
         p, size = problem, problem.dtype.itemsize
         self.problem, self.soc = problem, soc
-        self.tiles: Tiles = choose(soc, KINDS[p.dtype], p.gate, p.key_dim, p.value_dim)
+        self.tiles: Tiles = choose(soc, KINDS[p.dtype], p.gate, p.key_dim, p.value_dim, p.bonus)
         rows = p.batch * p.tokens
         self.q = rows * p.q_heads * p.key_dim * size
         self.k = rows * p.k_heads * p.key_dim * size
@@ -50,13 +50,13 @@ class Model:
         p = self.problem
         return p.tokens // unit + p.sequences if p.packed else p.batch * math.ceil(p.tokens / unit)
 
-    def kept(self, tiles: Pass) -> int:
-        """Return the bytes of the states that a sweep keeps, and of their scales."""
+    def kept(self, tiles: Pass, span: int | None = None) -> int:
+        """Return the bytes of the states that a sweep keeps, and of their scales, for each ``span`` chunks."""
         p = self.problem
         block = swept(self.soc, tiles, p.sequences * p.heads, p.key_dim, p.value_dim)
         scales = p.key_dim * 4 * math.ceil(p.value_dim / block) if p.dtype == torch.float16 else 0
         each = p.key_dim * p.value_dim * p.dtype.itemsize + scales
-        return self.slots(tiles.chunk * tiles.span) * p.heads * each
+        return self.slots(tiles.chunk * (span or tiles.span)) * p.heads * each
 
     def depths(self, tiles: Pass) -> int:
         """Return the bytes that say how many levels each chunk takes."""
@@ -74,15 +74,20 @@ class Model:
     def backward(self) -> Iterator[Launch]:
         """Yield the backward pass's launches; sums over shared heads and the like are PyTorch's and follow them."""
         p, tiles = self.problem, self.tiles.backward
-        kept, depths = self.kept(tiles), self.depths(tiles)
-        yield Launch("sweep", self.k + self.v + self.g + self.edge * p.initial_state, kept + depths)
-        yield Launch("sweep", self.q + self.o + self.g + self.edge * p.final_state,
-                     kept + self.edge * p.initial_state)
-        yield Launch("gradients_k", self.q + self.k + self.v + self.o + self.g + 2 * kept + self.bonus,
-                     self.gradient(p.q_heads, p.key_dim, self.q) + self.gradient(p.k_heads, p.key_dim, self.k)
-                     + self.gate_gradient() + self.slots(tiles.chunk) * p.heads * p.key_dim * 4 * p.bonus)
-        yield Launch("gradients_v", self.q + self.k + self.o + self.g + kept + depths + self.bonus,
-                     self.gradient(p.v_heads, p.value_dim, self.v))
+        edges = self.edge * p.initial_state, self.edge * p.final_state
+        kept, adjoints, depths = self.kept(tiles), self.kept(tiles, 1), self.depths(tiles)
+        read = self.q + self.k + self.v + self.o + self.g
+        of_k = (self.gradient(p.q_heads, p.key_dim, self.q) + self.gradient(p.k_heads, p.key_dim, self.k)
+                + self.gate_gradient() + self.slots(tiles.chunk) * p.heads * p.key_dim * 4 * p.bonus)
+        of_v = self.gradient(p.v_heads, p.value_dim, self.v)
+        if tiles.whole:
+            yield Launch("sweep_both", read + sum(edges), kept + adjoints + edges[0])
+            yield Launch("gradients_chunk", read + kept + adjoints + self.bonus, of_k + of_v)
+            return
+        yield Launch("sweep", self.k + self.v + self.g + edges[0], kept + depths)
+        yield Launch("sweep", self.q + self.o + self.g + edges[1], adjoints + edges[0])
+        yield Launch("gradients_k", read + kept + adjoints + self.bonus, of_k)
+        yield Launch("gradients_v", self.q + self.k + self.o + self.g + adjoints + depths + self.bonus, of_v)
 
     def gradient(self, heads: int, width: int, direct: int) -> int:
         """Return the bytes of a gradient: in float32 for each output head where heads are shared."""
@@ -96,7 +101,8 @@ class Model:
             return 0
         if p.gate == "channel":
             return self.gradient(p.gate_heads, p.key_dim, self.g)
-        return math.ceil(p.key_dim / self.tiles.backward.loop_k) * p.batch * p.tokens * p.heads * 4
+        tiles = self.tiles.backward
+        return (1 if tiles.whole else math.ceil(p.key_dim / tiles.loop_k)) * p.batch * p.tokens * p.heads * 4
 
 
 def schedule(problem: Problem, soc: Soc) -> Schedule:
@@ -116,7 +122,7 @@ def schedule(problem: Problem, soc: Soc) -> Schedule:
     tiles = model.tiles
     kept = model.kept(tiles.forward)
     if problem.training:
-        kept = max(kept, 2 * model.kept(tiles.backward))
+        kept = max(kept, model.kept(tiles.backward) + model.kept(tiles.backward, 1))
     return Schedule(
         tiles={"chunk": tiles.forward.chunk, "chunks_a_state": tiles.forward.span, "block_k": tiles.forward.block_k,
                "block_v": tiles.forward.block_v, "chunk_backward": tiles.backward.chunk},

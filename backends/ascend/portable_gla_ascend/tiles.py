@@ -26,6 +26,7 @@ class Pass:
     block_v: int  # of outputs, or of dv
     loop_k: int  # of dq, dk and dg
     loop_v: int  # of their loops over V
+    whole: bool = False  # all gradients of a chunk in one program, with loop_k and loop_v
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,16 @@ class Tiles:
     backward: Pass
 
 
-def choose(soc: Soc, kind: str, gate: str, key_dim: int, value_dim: int) -> Tiles:
-    """Return the tiles of a problem: its row, with blocks of K and V no larger than they need be."""
+def choose(soc: Soc, kind: str, gate: str, key_dim: int, value_dim: int, bonus: bool) -> Tiles:
+    """Return the tiles of a problem: its row, with blocks of K and V no larger than they need be.
+
+    With gates per channel and a bonus, all gradients of a chunk are too large a program for a core: they are by tiles.
+    """
     shared = "channel" if gate == "channel" else "other"
     forward, backward = (within(table()[which, chip(soc), kind, shared], key_dim, value_dim)
                          for which in ("forward", "backward"))
+    if backward.whole and gate == "channel" and bonus:
+        backward = replace(backward, whole=False, span=1)
     return Tiles(forward, backward)
 
 
@@ -60,9 +66,16 @@ def within(tile: Pass, key_dim: int, value_dim: int) -> Pass:
 @functools.cache
 def table() -> dict[tuple[str, ...], Pass]:
     """Read the table: tiles by pass, chip, kind of product and gate."""
+    return {key: tile for key, (tile, _) in rows().items()}
+
+
+@functools.cache
+def rows() -> dict[tuple[str, ...], tuple[Pass, bool]]:
+    """Read the table's rows: tiles, and whether the search has found that all better ones are refused."""
     text = importlib.resources.files("portable_gla_ascend").joinpath("tiles.yaml").read_text(encoding="utf-8")
-    rows: list[dict[str, Any]] = yaml.safe_load(text)
-    return {tuple(row.pop(name) for name in ("pass", "chip", "kind", "gate")): Pass(**row) for row in rows}
+    read: list[dict[str, Any]] = yaml.safe_load(text)
+    return {tuple(row.pop(name) for name in ("pass", "chip", "kind", "gate")): (
+        Pass(**{name: row[name] for name in row if name != "searched"}), row["searched"]) for row in read}
 
 
 def _up(size: int) -> int:

@@ -1,8 +1,9 @@
-"""``python -m portable_gla_ascend.tune``: makes the table of tiles, from what the compilers say fits a core.
+"""``python -m portable_gla_ascend.tune``: searches the table of tiles, by what the compilers say fits a core.
 
-For each kind of chip, pass, kind of product and gate, all kernels of the pass are compiled with the largest tiles; a
-kernel that does not fit has its own block made smaller. Of what fits, the tiles that move the least through global
-memory are taken. No device is needed, and no time is measured.
+A row of ``tiles.yaml`` is searched when all tiles that move less through global memory than the row's are refused. They
+are tried from the best down, one kernel at a time, the most demanding first and in the most demanding calls first, till
+the first refusal. A block that is refused with the smallest others is refused with all; so a row that stands takes a
+few compilations, and plans are kept between runs. No device is needed, and no time is measured.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import functools
 import itertools
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 from unittest import mock
 
 from portable_gla_ascend import launch, offline
 from portable_gla_ascend.offline import recording
-from portable_gla_ascend.tiles import Pass, Tiles, within
+from portable_gla_ascend.tiles import Pass, Tiles, table, within
 
 CHIPS = {"910": "Ascend910B2", "950": "Ascend950"}
 """Kinds of chips, and the target that stands for each: the compilers describe the others of a kind alike."""
@@ -29,21 +30,16 @@ DTYPES = {"bf16": "bf16", "split": "f16", "f32": "f32"}
 """Kinds of products, and the inputs' dtype."""
 GATES = {"channel": ("channel",), "other": ("head", "none")}
 PASSES = ("forward", "backward")
-_CHUNKS = (64, 32)
-_SPANS = {"forward": (2,), "backward": (1,)}
-_BLOCKS_K = (128, 64, 32)
-_FEATURES = ("bonus", "all", "plain")
+SECONDS = 300.0
+"""Wall-clock seconds in which a kernel has to compile; more is a refusal."""
+BLOCKS = {"chunk": (32, 64), "block_k": (32, 64, 128), "sweep_v": (32, 64, 128), "block_v": (32, 64, 128),
+          "loop_k": (16, 32, 64, 128), "loop_v": (32, 64, 128)}
+"""What is searched: how many chunks a state spans, and by which kernels, is not."""
+_FEATURES = ("bonus", "all", "plain")  # the most demanding first
 _SIZES = (512, 64)
 _LARGE = 512  # K and V for which the traffic is counted
-_BLOCKS = (128, 64, 32)
-_OF_V = tuple((size,) for size in _BLOCKS)
-LADDERS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {
-    "sweep": (("sweep_v",), _OF_V),
-    "outputs": (("block_v",), _OF_V),
-    "gradients_v": (("block_v",), _OF_V),
-    "gradients_k": (("loop_k", "loop_v"), tuple(itertools.product((128, 64, 32, 16), (128, 64, 32)))),
-}
-"""The blocks that only one kernel of a pass has, and what they may be, the best first."""
+Refuses = Callable[[str, Pass], str]
+"""From a kernel and tiles to the compilers' reason for refusing it, empty where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +51,29 @@ class Row:
     kind: str
     gate: str
 
+    @property
+    def standing(self) -> Pass:
+        """Return the tiles that the table has."""
+        return table()[self.which, self.chip, self.kind, self.gate]
+
 
 def rows() -> list[Row]:
-    """List the rows."""
-    return [Row(*parts) for parts in itertools.product(CHIPS, PASSES, DTYPES, GATES)]
+    """List the rows, in the order of their use."""
+    return [Row(chip, which, kind, gate)
+            for chip, kind, which, gate in itertools.product(CHIPS, ("bf16", "f32", "split"), PASSES, GATES)]
+
+
+def kernels(which: str, tile: Pass) -> dict[str, tuple[str, ...]]:
+    """Return a pass's kernels, the most demanding first, and the fields that each is compiled with."""
+    if which == "forward":
+        return {"outputs": ("chunk", "block_k", "block_v"), "sweep": ("chunk", "block_k", "sweep_v")}
+    by_tiles: dict[str, tuple[str, ...]] = {
+        "gradients_k": ("chunk", "loop_k", "loop_v"), "gradients_v": ("chunk", "block_k", "block_v"),
+        "sweep": ("chunk", "block_k", "sweep_v")}
+    if tile.whole:
+        return {"gradients_chunk": ("chunk", "loop_k", "loop_v"), **by_tiles,
+                "sweep_both": ("chunk", "block_k", "sweep_v")}
+    return by_tiles
 
 
 def traffic(which: str, tile: Pass) -> float:
@@ -69,105 +84,125 @@ def traffic(which: str, tile: Pass) -> float:
     side = size / tile.block_v * (3 if tile.span == 1 else 5) * size + size + state
     if which == "forward":
         return sweep + side
+    if tile.whole:  # dv has its own walk over tiles of K
+        return 2 * sweep + size / tile.loop_k * 4 * size + size / tile.loop_v * 2 * size + 12 * size + 3 * state
     return 2 * sweep + side + size / tile.loop_k * 6 * size + 6 * size + 2 * state
 
 
-def candidates(which: str) -> Iterator[Pass]:
-    """Yield tiles, of which each kernel has the best of its own, those that move the least first."""
-    best = {field: size for fields, ladder in LADDERS.values() for field, size in zip(fields, ladder[0], strict=True)}
-    found = [Pass(chunk=chunk, span=span, block_k=block_k, **best)
-             for chunk, span, block_k in itertools.product(_CHUNKS, _SPANS[which], _BLOCKS_K)]
-    yield from sorted(found, key=functools.partial(traffic, which))
+def better(which: str, standing: Pass) -> Iterator[Pass]:
+    """Yield the tiles that move less than those that stand, those that move the least first."""
+    every: Iterator[dict[str, Any]] = (dict(zip(BLOCKS, blocks, strict=True))
+                                       for blocks in itertools.product(*BLOCKS.values()))
+    found = (dataclasses.replace(standing, **blocks) for blocks in every)
+    limit = traffic(which, standing)
+    yield from sorted((tile for tile in found if traffic(which, tile) < limit), key=functools.partial(traffic, which))
 
 
-def search(which: str, refused: Callable[[Pass], Iterable[str]]) -> Pass | None:
-    """Return the tiles that move the least of those that fit; ``refused`` names the kernels that do not."""
-    best, least = None, float("inf")
-    for start in candidates(which):
-        if traffic(which, start) >= least:
-            break  # smaller blocks move more, and so do the candidates after this one
-        found = _shrunk(start, refused)
-        if found is not None and traffic(which, found) < least:
-            best, least = found, traffic(which, found)
-    return best
+def probes(fields: tuple[str, ...], tile: Pass, standing: Pass) -> Iterator[Pass]:
+    """Yield smaller tiles that are refused only where ``tile`` is: with one block above what stands, others least."""
+    for field in fields:
+        above = [size for size in BLOCKS[field] if getattr(standing, field) < size <= getattr(tile, field)]
+        if above and field != "chunk":
+            least: dict[str, Any] = {other: BLOCKS[other][0] for other in fields if other not in (field, "chunk")}
+            yield dataclasses.replace(tile, **{**least, field: above[0]})
+    yield tile
 
 
-def _shrunk(tile: Pass, refused: Callable[[Pass], Iterable[str]]) -> Pass | None:
-    """Go down the ladders of the kernels that do not fit, till all do; None where one has come to its end."""
-    while True:
-        wanted = {LADDERS[kernel] for kernel in refused(tile)}
-        if not wanted:
+def search(which: str, standing: Pass, refuses: Refuses) -> Pass:
+    """Return the tiles that move the least of those that fit: those that stand, where all better ones are refused."""
+    asked: dict[tuple[Any, ...], str] = {}
+
+    def refused(kernel: str, fields: tuple[str, ...], tile: Pass) -> bool:
+        key = kernel, *(getattr(tile, field) for field in fields)
+        if key not in asked:
+            asked[key] = refuses(kernel, tile)
+        return bool(asked[key])
+
+    wanted = kernels(which, standing)
+    for tile in better(which, standing):
+        changed = {kernel: fields for kernel, fields in wanted.items()
+                   if any(getattr(tile, field) != getattr(standing, field) for field in fields)}
+        if not any(refused(kernel, fields, probe) for kernel, fields in changed.items()
+                   for probe in probes(fields, tile, standing)):
             return tile
-        for fields, ladder in wanted:
-            at = ladder.index(tuple(getattr(tile, field) for field in fields)) + 1
-            if at == len(ladder):
-                return None
-            tile = dataclasses.replace(tile, **dict(zip(fields, ladder[at], strict=True)))
+    return standing
+
+
+def too_large(kernel: str, tile: Pass, chip: str) -> str:
+    """Say which memory cannot hold what a kernel keeps in float32 at the least: a sweep's state, a product's sum."""
+    soc = offline.soc(CHIPS[chip])
+    sums = {"outputs": tile.chunk * tile.block_v, "gradients_v": tile.chunk * tile.block_v}.get(
+        kernel, tile.block_k * tile.sweep_v if kernel.startswith("sweep") else tile.chunk * tile.loop_v)
+    if sums * 4 > soc.l0c_kib * 1024:
+        return f"L0C: a sum of {sums * 4 // 1024} KiB"
+    vectors = 2 if chip == "910" else 1  # which share the work beside a cube
+    if kernel.startswith("sweep") and 2 * sums * 4 > vectors * soc.unified_kib * 1024:
+        return f"unified buffer: a state and its addend of {2 * sums * 4 // 1024} KiB"
+    return ""
 
 
 def configurations(row: Row) -> Iterator[dict[str, Any]]:
-    """Yield the calls that a row has to serve."""
+    """Yield the calls that a row has to serve, the most demanding first."""
     for size, features, gate in itertools.product(_SIZES, _FEATURES, GATES[row.gate]):
         yield {"dtype": DTYPES[row.kind], "gate": gate, "K": size, "V": size, "features": features}
 
 
-def refusals(row: Row, tile: Pass) -> dict[str, str]:
-    """Compile a row's kernels with tiles; return the errors, by kernel, of the first call that has one."""
+def refusal(row: Row, kernel: str, tile: Pass) -> str:
+    """Compile a row's kernel with tiles, till the first refusal; return it."""
     target = CHIPS[row.chip]
-    found: dict[str, str] = {}
+    error = too_large(kernel, tile, row.chip)
+    if error:
+        return error
 
-    def choose(soc: Any, kind: str, gate: str, key_dim: int, value_dim: int) -> Tiles:
+    def choose(soc: Any, kind: str, gate: str, key_dim: int, value_dim: int, bonus: bool) -> Tiles:
         capped = within(tile, key_dim, value_dim)
+        if gate == "channel" and bonus and capped.whole:
+            capped = dataclasses.replace(capped, whole=False, span=1)
         return Tiles(capped, capped)
 
     with mock.patch.object(launch, "choose", choose):
         for configuration in configurations(row):
             for one in recording.record(offline.kernels(), offline.soc(target), configuration, (row.which,)):
-                if one.kernel not in found:
-                    error = offline.compile_launch(one, target)["error"]
+                if one.kernel == kernel:
+                    error = offline.compile_launch(one, target, limit=SECONDS)["error"]
                     if error:
-                        found[one.kernel] = error
-            if found:
-                break
-    return found
+                        return f"{configuration['features']}: {error}"
+    return ""
 
 
-def tuned(row: Row) -> tuple[Row, Pass | None]:
+def tuned(row: Row) -> tuple[Row, Pass]:
     """Search one row, and tell on stderr what was refused."""
-    def refused(tile: Pass) -> Iterable[str]:
-        found = refusals(row, tile)
-        for kernel, error in found.items():
-            print(f"{row} {tile}: {kernel}: {error[:200]}", file=sys.stderr, flush=True)
-        return found
+    def refuses(kernel: str, tile: Pass) -> str:
+        error = refusal(row, kernel, tile)
+        blocks = {field: getattr(tile, field) for field in kernels(row.which, tile)[kernel]}
+        print(f"{row} {kernel} {blocks}: {error[:200] or 'fits'}", file=sys.stderr, flush=True)
+        return error
 
-    return row, search(row.which, refused)
+    return row, search(row.which, row.standing, refuses)
 
 
 def line(row: Row, tile: Pass) -> str:
-    """Write a row as a line of ``tiles.yaml``."""
-    named = {"chip": f'"{row.chip}"', "pass": row.which, "kind": row.kind, "gate": row.gate, **dataclasses.asdict(tile)}
+    """Write a searched row as a line of ``tiles.yaml``."""
+    fields = {name: value for name, value in dataclasses.asdict(tile).items() if name != "whole"}
+    named = {"chip": f'"{row.chip}"', "pass": row.which, "kind": row.kind, "gate": row.gate, **fields,
+             **({"whole": "true"} if tile.whole else {}), "searched": "true"}
     return f"- {{{', '.join(f'{name}: {value}' for name, value in named.items())}}}"
 
 
 def main() -> int:
-    """Print the table's rows, or some."""
+    """Search rows, and print them as the table has them."""
     parser = argparse.ArgumentParser(prog="python -m portable_gla_ascend.tune", description=main.__doc__)
     parser.add_argument("rows", nargs="*", default=["*"], metavar="CHIP/PASS/KIND/GATE",
-                        help="patterns, such as '910/*/bf16/channel'; default: all")
+                        help="patterns, such as '910/*/bf16/channel'; default: all, in the order of their use")
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     wanted = [row for row in rows() if any(fnmatch.fnmatchcase("/".join(dataclasses.astuple(row)), pattern)
                                            for pattern in given.rows)]
     offline.prepare()
-    missing = 0
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for row, tile in pool.map(tuned, wanted):
-            if tile is None:
-                missing += 1
-                print(f"# {row}: nothing fits", flush=True)
-            else:
-                print(line(row, tile), flush=True)
-    return 1 if missing else 0
+            print(line(row, tile), flush=True)
+    return 0
 
 
 if __name__ == "__main__":

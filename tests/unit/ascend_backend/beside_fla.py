@@ -1,7 +1,8 @@
 """Counts the bytes of this backend's kernels and of flash-linear-attention's for Ascend, on one input, in one run.
 
-Run under TRITON_INTERPRET=1 as ``beside_fla.py TOKENS K V DTYPE``; prints JSON: for each library and pass ``total``,
-every element loaded or stored, and ``unique``, each address once for a launch's loads and once for its stores.
+Run under TRITON_INTERPRET=1 as ``beside_fla.py TOKENS DTYPE:SIZE...``, SIZE being K and V; prints a line of JSON for
+each: for each library and pass ``total``, every element loaded or stored, and ``unique``, each address once for a
+launch's loads and once for its stores.
 """
 
 from __future__ import annotations
@@ -121,14 +122,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     # Where theirs would be timed, the first configuration is taken: its tiles are the largest.
     autotuner.Autotuner._bench = lambda self, *_, config, **__: float(self.configs.index(config))
-    tokens, key_dim, value_dim = map(int, sys.argv[1:4])
-    dtype = getattr(torch, sys.argv[4])
-    torch.manual_seed(0)
-    x = {name: torch.randn(1, tokens, 1, size).to(dtype) for name, size in (
-        ("q", key_dim), ("k", key_dim), ("v", value_dim), ("do", value_dim))}
-    x["g"] = (-torch.rand(1, tokens, 1, key_dim) / 10).to(dtype)
-    counter = Counter()
-    print(json.dumps({"ours": ours(counter, x), "theirs": theirs(counter, x)}))
+    tokens, counter = int(sys.argv[1]), Counter()
+    for asked in sys.argv[2:]:
+        name, size = asked.split(":")
+        torch.manual_seed(0)
+        x = {one: torch.randn(1, tokens, 1, int(size)).to(getattr(torch, name)) for one in ("q", "k", "v", "do")}
+        x["g"] = (-torch.rand(1, tokens, 1, int(size)) / 10).to(x["q"].dtype)
+        print(json.dumps({"ours": ours(counter, x), "theirs": theirs(counter, x)}))
 
 
 if __name__ == "__main__":

@@ -339,3 +339,21 @@ def test_the_worst_of_a_builds_launches_is_its_row(recorded, monkeypatch: pytest
     assert offline.key(build) != offline.key(offline.Build("outputs", "Ascend910B2", configuration))
     with pytest.raises(ValueError, match="not launched"):
         offline.compile_one(offline.Build("nosuch", "Ascend910B2", configuration))
+
+
+def test_planning_has_the_limit_that_is_asked_for(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Child:
+        def ask(self, _):
+            return {"text": "module {}"}
+
+    def plan(_, text, target, options, seconds):
+        return {"used": {}, "limits": {}, "workspace": 0, "split": True, "seconds": 0.0, "error": f"after {seconds:g}"}
+
+    monkeypatch.setenv("PORTABLE_GLA_CACHE", str(tmp_path))
+    monkeypatch.setattr(environment, "ensure", lambda: None)
+    monkeypatch.setattr(offline, "compiler", lambda: "none")
+    monkeypatch.setattr(offline, "_child", lambda *_: Child())
+    monkeypatch.setattr(planning, "chip", lambda *_: "")
+    monkeypatch.setattr(planning, "plan", plan)
+    found = offline.compile_launch(recording.Launch("sweep", {}, {}, [], {}), "Ascend910B2", module="toys", limit=7.0)
+    assert found["error"] == "after 7"

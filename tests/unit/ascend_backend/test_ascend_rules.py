@@ -88,7 +88,9 @@ def test_packed_slots(lengths) -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 70_000])
-def test_grids_are_the_chips_cores(heads) -> None:
+@pytest.mark.parametrize(("dtype", "backward"), [(torch.float16, {"gradients_k", "gradients_v"}),
+                                                 (torch.float32, {"sweep_both", "gradients_chunk"})])
+def test_grids_are_the_chips_cores(heads, dtype, backward) -> None:
     """However much work there is, a launch has one program a core at most; items are walked."""
     grids = {}
 
@@ -108,11 +110,11 @@ def test_grids_are_the_chips_cores(heads) -> None:
 
     soc = socs.of("Ascend910B2")
     assert soc is not None
-    q = torch.empty(1, 130, heads, 16, dtype=torch.float16, device="meta")
+    q = torch.empty(1, 130, heads, 16, dtype=dtype, device="meta")
     call = Call(q, q, q, q, None, None, None, 1.0, False, False, {})
     launch.forward(Recorder(), call, soc)
     launch.backward(Recorder(), call, q, None, soc)
-    assert set(grids) == {"sweep", "outputs", "gradients_k", "gradients_v"}
+    assert set(grids) == {"sweep", "outputs", *backward}
     assert all(grid[0] <= soc.cube_cores for each in grids.values() for grid in each)
     if heads > 1:
         assert all(grid == (soc.cube_cores,) for each in grids.values() for grid in each)

@@ -10,44 +10,63 @@ import yaml
 from portable_gla_ascend import socs, tiles, tune
 from portable_gla_ascend.tiles import Pass
 
+STANDING = Pass(64, 1, 32, 32, 32, 16, 32)
+
+
+def sizes(kernel: str, tile: Pass) -> int:
+    blocks = {"sweep": (tile.block_k, tile.sweep_v), "outputs": (tile.chunk, tile.block_v),
+              "gradients_k": (tile.loop_k, tile.loop_v), "gradients_v": (tile.chunk, tile.block_v)}[kernel]
+    return blocks[0] * blocks[1]
+
 
 def limited(**most: int):
-    """Make a compiler that refuses kernels whose tiles have more than so many numbers."""
-    asked = []
+    """Make compilers that refuse kernels whose tiles have more than so many numbers."""
+    asked: list[tuple[str, Pass]] = []
 
-    def refused(tile: Pass) -> set[str]:
-        asked.append(tile)
-        sizes = {"sweep": tile.block_k * tile.sweep_v, "outputs": tile.chunk * tile.block_v,
-                 "gradients_k": tile.loop_k * tile.loop_v, "gradients_v": tile.chunk * tile.block_v}
-        return {kernel for kernel, size in most.items() if sizes[kernel] > size}
+    def refuses(kernel: str, tile: Pass) -> str:
+        asked.append((kernel, tile))
+        return "too large" if sizes(kernel, tile) > most.get(kernel, 1 << 30) else ""
 
-    return refused, asked
+    return refuses, asked
 
 
-def test_the_largest_that_fits_is_found() -> None:
-    refused, _ = limited(sweep=128 * 128, outputs=64 * 128)
-    found = tune.search("forward", refused)
-    assert found is not None and not refused(found)
-    every = [replace(start, sweep_v=sweep_v, block_v=block_v) for start in tune.candidates("forward")
-             for sweep_v in (128, 64, 32) for block_v in (128, 64, 32)]
-    assert tune.traffic("forward", found) == min(tune.traffic("forward", tile) for tile in every if not refused(tile))
+@pytest.mark.parametrize(("which", "most"), [
+    ("forward", {"sweep": 128 * 128, "outputs": 64 * 64}), ("forward", {"sweep": 64 * 64}),
+    ("backward", {"gradients_k": 64 * 32, "gradients_v": 64 * 64, "sweep": 64 * 128}), ("backward", {})])
+def test_what_moves_the_least_of_those_that_fit_is_found(which: str, most: dict[str, int]) -> None:
+    found = tune.search(which, STANDING, limited(**most)[0])
+    every = [replace(STANDING, **dict(zip(tune.BLOCKS, blocks, strict=True)))
+             for blocks in itertools.product(*tune.BLOCKS.values())]
+    fitting = [tile for tile in every if all(sizes(kernel, tile) <= most.get(kernel, 1 << 30)
+                                             for kernel in tune.kernels(which, tile))]
+    assert tune.traffic(which, found) == min(tune.traffic(which, tile) for tile in fitting)
 
 
-def test_a_kernel_that_does_not_fit_has_its_own_block_made_smaller() -> None:
-    refused, _ = limited(gradients_k=128 * 32)
-    found = tune.search("backward", refused)
-    assert found is not None and found.sweep_v == found.block_v == 128
-    assert (found.loop_k, found.loop_v) == (128, 32)
+def test_a_row_that_stands_takes_few_compilations() -> None:
+    standing = Pass(64, 1, 64, 64, 64, 32, 64)
+    asked: list[tuple[object, ...]] = []
+
+    def refuses(kernel: str, tile: Pass) -> str:
+        blocks = [(getattr(tile, field), getattr(standing, field)) for field in tune.kernels("backward", tile)[kernel]]
+        asked.append((kernel, *blocks))
+        return "too large" if any(size > most for size, most in blocks) else ""
+
+    assert tune.search("backward", standing, refuses) == standing
+    assert len(asked) == len(set(asked)) <= 12
 
 
-def test_where_all_fits_one_try_is_enough() -> None:
-    refused, asked = limited()
-    assert tune.search("forward", refused) == asked[0] == next(tune.candidates("forward")) and len(asked) == 1
+def test_the_first_refusal_ends_a_candidate() -> None:
+    refuses, asked = limited(outputs=1)
+    assert tune.search("forward", STANDING, refuses) != STANDING  # with outputs as they are, a sweep may be better
+    refuses, asked = limited(outputs=1, sweep=1)
+    assert tune.search("forward", STANDING, refuses) == STANDING
+    assert all(refuses(kernel, tile) for kernel, tile in tuple(asked))  # which asking makes longer
 
 
-def test_where_nothing_fits_there_are_no_tiles() -> None:
-    refused, _ = limited(sweep=1)
-    assert tune.search("forward", refused) is None
+def test_what_cannot_be_kept_is_not_compiled(monkeypatch) -> None:
+    monkeypatch.setattr(tune.offline, "compile_launch", None)
+    row = tune.Row("910", "forward", "bf16", "channel")
+    assert "L0C" in tune.refusal(row, "sweep", replace(row.standing, block_k=256, sweep_v=256))
 
 
 @pytest.mark.parametrize("which", tune.PASSES)
@@ -64,7 +83,9 @@ def test_rows_are_lines_of_yaml() -> None:
     line = tune.line(tune.Row("910", "forward", "bf16", "channel"), Pass(64, 2, 128, 128, 64, 16, 32))
     assert yaml.safe_load(line) == [
         {"chip": "910", "pass": "forward", "kind": "bf16", "gate": "channel", "chunk": 64, "span": 2, "block_k": 128,
-         "sweep_v": 128, "block_v": 64, "loop_k": 16, "loop_v": 32}]
+         "sweep_v": 128, "block_v": 64, "loop_k": 16, "loop_v": 32, "searched": True}]
+    whole = tune.line(tune.Row("910", "backward", "f32", "other"), Pass(64, 2, 64, 64, 64, 32, 64, whole=True))
+    assert yaml.safe_load(whole)[0]["whole"] is True
 
 
 @pytest.mark.parametrize("kind", tune.DTYPES)
@@ -72,13 +93,22 @@ def test_blocks_are_no_larger_than_k_and_v(kind: str) -> None:
     for name, gate in itertools.product(("Ascend910B2", "Ascend910B4", "Ascend950"), ("channel", "head", "none")):
         soc = socs.of(name)
         assert soc is not None
-        large = tiles.choose(soc, kind, gate, 512, 512)
+        large = tiles.choose(soc, kind, gate, 512, 512, False)
         row = (tiles.chip(soc), kind, "channel" if gate == "channel" else "other")
         assert large == tiles.Tiles(*(tiles.table()[(which, *row)] for which in tune.PASSES))
-        for one in (tiles.choose(soc, kind, gate, 1, 1).forward, tiles.choose(soc, kind, gate, 1, 1).backward):
+        tiny = tiles.choose(soc, kind, gate, 1, 1, False)
+        for one in (tiny.forward, tiny.backward):
             assert (one.block_k, one.sweep_v, one.block_v, one.loop_k, one.loop_v) == (16,) * 5
-        small = tiles.choose(soc, kind, gate, 40, 512).backward
+        small = tiles.choose(soc, kind, gate, 40, 512, False).backward
         assert small.block_k == min(64, large.backward.block_k) and small.block_v == large.backward.block_v
+
+
+def test_with_gates_per_channel_and_a_bonus_gradients_are_by_tiles() -> None:
+    soc = socs.of("Ascend910B2")
+    assert soc is not None
+    for gate, bonus, whole in (("channel", False, True), ("channel", True, False), ("head", True, True)):
+        found = tiles.choose(soc, "f32", gate, 128, 128, bonus).backward
+        assert (found.whole, found.span) == ((True, 2) if whole else (False, 1))
 
 
 def test_the_table_has_all_rows_and_no_other() -> None:

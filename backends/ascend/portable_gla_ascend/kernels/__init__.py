@@ -2,7 +2,9 @@
 
 from portable_gla_ascend.kernels.decode import decode
 from portable_gla_ascend.kernels.gradients import gradients_k, gradients_v
+from portable_gla_ascend.kernels.gradients_chunk import gradients_chunk
 from portable_gla_ascend.kernels.outputs import outputs
 from portable_gla_ascend.kernels.sweep import sweep
+from portable_gla_ascend.kernels.sweep_both import sweep_both
 
-__all__ = ["decode", "gradients_k", "gradients_v", "outputs", "sweep"]
+__all__ = ["decode", "gradients_chunk", "gradients_k", "gradients_v", "outputs", "sweep", "sweep_both"]

@@ -5,6 +5,7 @@ import triton.language as tl
 from portable_gla_ascend.kernels.common import chunk_of, kept_state, kernel, masks, product, rows, tokens_of
 from portable_gla_ascend.kernels.gates import decays, load_gate, pair_decays, whole_decay
 from portable_gla_ascend.kernels.scores import channel_scores
+from portable_gla_ascend.kernels.steps import state_before
 
 
 @kernel
@@ -15,7 +16,7 @@ def outputs(
     GATE: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, BONUS: tl.constexpr, SCALED: tl.constexpr,
     KIND: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, KEPT_V: tl.constexpr,
 ):
-    """Write o of each chunk of C tokens, from the state before its block of SPAN (1 or 2) chunks.
+    """Write o of each chunk of C tokens, from the state before its block of SPAN chunks.
 
     Walks ``items`` = slots of chunks x heads x tiles of V.
     """
@@ -34,11 +35,12 @@ def outputs(
         v_start = row * v_row + (head // v_group) * v_head
         g_start = row * g_row + (head // g_group) * g_head
         at_v = tile_v * BV + tl.arange(0, BV)
-        # The chunk before, where it lies in the same block.
-        before, has = tokens_of(first, length, chunk - 1, chunk % SPAN != 0, C, REVERSE)
+        if SPAN == 2:  # the chunk before, where it lies in the same block
+            before, has = tokens_of(first, length, chunk - 1, chunk % SPAN != 0, C, REVERSE)
         found = tl.zeros([C, BV], dtype=tl.float32)
         scores = tl.zeros([C, C], dtype=tl.float32)  # of (j, i), and so is across: a left operand is used once
-        across = tl.zeros([C, C], dtype=tl.float32)
+        if SPAN == 2:
+            across = tl.zeros([C, C], dtype=tl.float32)
         own = tl.zeros([C, BK] if GATE == "none" else [C], dtype=tl.float32)
         for tile_k in range(tiles_k):
             at_k = tile_k * BK + tl.arange(0, BK)
@@ -63,7 +65,7 @@ def outputs(
                     reached = qs.to(tl.float32) * decays(near > 0, gates, KIND)
                 else:
                     reached = qs.to(tl.float32) * decays(near >= 0, gates, KIND)
-            if SPAN > 1:
+            if SPAN == 2:
                 k_before = rows(k, k_start, before, k_token, at_k, has, K)
                 if GATE != "none":
                     g_before = load_gate(g, g_start, before, g_token, at_k, has, K, GATE)
@@ -72,9 +74,15 @@ def outputs(
                     reached = reached * whole_decay(g_before, KIND)[None, :]
                 else:
                     across += product(k_before, tl.trans(reached), KIND)
-            state = kept_state(kept, scales, place * (K * V) + at_k[:, None] * V + at_v[None, :],
-                               (place * kept_tiles + (tile_v * BV) // KEPT_V) * K + at_k, at_k < K,
-                               (at_k < K)[:, None] & (at_v < V)[None, :], SCALED)
+            if SPAN == 2:
+                state = kept_state(kept, scales, place * (K * V) + at_k[:, None] * V + at_v[None, :],
+                                   (place * kept_tiles + (tile_v * BV) // KEPT_V) * K + at_k, at_k < K,
+                                   (at_k < K)[:, None] & (at_v < V)[None, :], SCALED)
+            else:
+                state = state_before(
+                    k, k_start, k_token, at_k, K, v, v_start, v_token, at_v, V, g, g_start, g_token, kept, scales,
+                    place, (tile_v * BV) // KEPT_V, kept_tiles, first, length, chunk, near, scale, BONUS, GATE, KIND,
+                    SCALED, C, SPAN, REVERSE)
             found += product(reached, state, KIND)
         if GATE == "head" or GATE == "constant":
             gates = load_gate(g, g_start, at, g_token, tl.arange(0, C), inside, K, GATE)
@@ -91,10 +99,11 @@ def outputs(
         if GATE == "none":
             # A sum that only the cube has touched cannot go on as another product's: the compiler refuses the copy.
             found = tl.where(inside[:, None], found, 0.0)
-            across = tl.where(inside[None, :], across, 0.0)
+            if SPAN == 2:
+                across = tl.where(inside[None, :], across, 0.0)
         vs = rows(v, v_start, at, v_token, at_v, inside, V)
         found += product(tl.trans(scores), vs, KIND)
-        if SPAN > 1:
+        if SPAN == 2:
             v_before = rows(v, v_start, before, v_token, at_v, has, V)
             found += product(tl.trans(across), v_before, KIND)
         tl.store(o + (row * tokens + at)[:, None] * (heads * V) + head * V + at_v[None, :],

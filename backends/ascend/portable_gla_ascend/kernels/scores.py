@@ -83,3 +83,28 @@ def channel_gradients(
         # Summed by the cube alone, it would be lost: the 950's compiler drops the product.
         dg += tl.where(inside[:, None], through, 0.0)
     return dq, dk, dg
+
+
+@triton.jit
+def channel_gradients_scores(
+    q, k, g, dscores, scores, near, position, inside, depth, BONUS: tl.constexpr, KIND: tl.constexpr, C: tl.constexpr,
+):
+    """Return what ``channel_gradients`` does, and ``scores`` with these pairs' added, at (j, i)."""
+    dq = tl.zeros(q.shape, dtype=tl.float32)
+    dk = tl.zeros(q.shape, dtype=tl.float32)
+    dg = tl.zeros(q.shape, dtype=tl.float32)
+    for level in range(depth):
+        s = (C // 2) >> level
+        upper = (position[:, None] & s) != 0
+        decay = decays(span_mask(near, upper, s, BONUS), g, KIND)
+        x = tl.where(upper, q, k).to(tl.float32)
+        decayed = x * decay
+        dx = product(tl.where(tl.abs(near) == s, dscores, 0.0), decayed, KIND) * decay
+        dq += tl.where(upper, dx, 0.0)
+        dk += tl.where(upper, 0.0, dx)
+        crossing = span_mask(-near, (position[None, :] & s) != 0, s, BONUS)
+        through = tl.dot(crossing.to(tl.float32), x * dx, input_precision="ieee")
+        # Summed by the cube alone, it would be lost: the 950's compiler drops the product.
+        dg += tl.where(inside[:, None], through, 0.0)
+        scores += tl.where(near == -s, product(decayed, tl.trans(decayed), KIND), 0.0)
+    return dq, dk, dg, scores

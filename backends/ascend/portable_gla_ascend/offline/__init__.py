@@ -143,10 +143,11 @@ def _figures(found: dict[str, Any]) -> dict[str, Any]:
             "vector cores": "both" if found["split"] else "one"}
 
 
-def compile_launch(launch: Launch, target: str, module: str = KERNELS, path: tuple[Path, ...] = ()) -> dict[str, Any]:
+def compile_launch(launch: Launch, target: str, module: str = KERNELS, path: tuple[Path, ...] = (),
+                   limit: float = planning.SECONDS) -> dict[str, Any]:
     """Lower a launch and plan its memories: ``used``, ``limits``, ``workspace`` (bytes), ``split``, ``error``.
 
-    The kernels may be another module's, in a folder of ``path``.
+    The kernels may be another module's, in a folder of ``path``. Planning has ``limit`` seconds.
     """
     made, name, options = environment.ensure(), TARGETS[target], dict(launch.options)
     if planning.fifth(name):
@@ -169,7 +170,7 @@ def compile_launch(launch: Launch, target: str, module: str = KERNELS, path: tup
     flags = [flag for flag in planning.arguments(name, options) if not flag.startswith("--target=")]
     planned = store.Store(store.folder() / "planned").get(
         store.digest(text, flags, planning.chip(made, name), compiler(), planning.RULES),
-        lambda: planning.plan(made, text, name, options))
+        lambda: planning.plan(made, text, name, options, limit))
     return {**planned, "limits": {**usual, **planned["limits"]}, "seconds": planned["seconds"] + seconds}
 
 

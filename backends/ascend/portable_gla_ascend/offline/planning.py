@@ -61,14 +61,15 @@ def chip(environment: Environment, target: str) -> str:
     return re.sub(r'#dlti\.dl_entry<"\w*CORE_COUNT", \d+ : i32>,? ?', "", found[1])
 
 
-def plan(environment: Environment, text: str, target: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a kernel takes: plain data, ``error`` being empty where it compiles."""
+def plan(environment: Environment, text: str, target: str, options: Mapping[str, Any],
+         seconds: float = SECONDS) -> dict[str, Any]:
+    """Return what a kernel takes: plain data, ``error`` being empty where it compiles within so many seconds."""
     tool = environment.tool("bishengir-compile-a5" if fifth(target) else "bishengir-compile")
     begin = time.perf_counter()
     code: int | None = None
     said = kept = ""
     for _ in range(_TRIES):
-        code, said, kept = _run(tool, environment.stubs, text, arguments(target, options))
+        code, said, kept = _run(tool, environment.stubs, text, arguments(target, options), seconds)
         if code in (0, None) or "rror" in said:
             break
     crashed = code is not None and code < 0
@@ -81,13 +82,13 @@ def plan(environment: Environment, text: str, target: str, options: Mapping[str,
     if crashed:
         found["transient"] = True
     elif code is None:
-        found |= {"transient": True, "error": f"bishengir-compile took more than {SECONDS:g} s"}
+        found |= {"transient": True, "error": f"bishengir-compile took more than {seconds:g} s"}
     elif not code and not found["used"]:
         found["error"] = "bishengir-compile kept no code that tells what it allotted"
     return {**found, "seconds": round(time.perf_counter() - begin, 2)}
 
 
-def _run(tool: Path, stubs: Path, text: str, options: list[str]) -> tuple[int | None, str, str]:
+def _run(tool: Path, stubs: Path, text: str, options: list[str], seconds: float) -> tuple[int | None, str, str]:
     """Return the exit status (None: out of time), stderr and the code before ``hivmc``."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
@@ -97,7 +98,7 @@ def _run(tool: Path, stubs: Path, text: str, options: list[str]) -> tuple[int | 
         try:
             done = subprocess.run(
                 [str(tool), str(source), *options, f"--save-temps={kept}", "-o", str(home / "kernel")],
-                capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False,
+                capture_output=True, text=True, errors="replace", timeout=seconds, check=False,
                 env={**os.environ, "PATH": f"{stubs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"})
         except subprocess.TimeoutExpired:
             return None, "", ""
