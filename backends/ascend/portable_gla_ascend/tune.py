@@ -28,7 +28,7 @@ CHIPS = {"910": "Ascend910B2", "950": "Ascend950"}
 """Kinds of chips, and the target that stands for each: the compilers describe the others of a kind alike."""
 DTYPES = {"bf16": "bf16", "split": "f16", "f32": "f32"}
 """Kinds of products, and the inputs' dtype."""
-GATES = {"channel": ("channel",), "other": ("head", "none")}
+GATES = {"channel": ("channel",), "other": ("head", "none", "constant")}
 PASSES = ("forward", "backward")
 SECONDS = 300.0
 """Wall-clock seconds in which a kernel has to compile; more is a refusal."""
@@ -91,8 +91,9 @@ def traffic(which: str, tile: Pass) -> float:
 
 def better(which: str, standing: Pass) -> Iterator[Pass]:
     """Yield the tiles that move less than those that stand, those that move the least first."""
-    every: Iterator[dict[str, Any]] = (dict(zip(BLOCKS, blocks, strict=True))
-                                       for blocks in itertools.product(*BLOCKS.values()))
+    fields = dict.fromkeys(field for used in kernels(which, standing).values() for field in used)
+    every: Iterator[dict[str, Any]] = (dict(zip(fields, blocks, strict=True))
+                                       for blocks in itertools.product(*(BLOCKS[field] for field in fields)))
     found = (dataclasses.replace(standing, **blocks) for blocks in every)
     limit = traffic(which, standing)
     yield from sorted((tile for tile in found if traffic(which, tile) < limit), key=functools.partial(traffic, which))
