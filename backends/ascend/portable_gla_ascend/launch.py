@@ -62,8 +62,13 @@ def _depth(tiles: Pass) -> int:
     return tiles.chunk.bit_length() - 1
 
 
-def swept(soc: Soc, tiles: Pass, heads: int, key_dim: int, value_dim: int) -> int:
-    """Return the tile of V of a pass's sweeps over so many sequences' heads: smaller while cores would idle."""
+def swept(soc: Soc, tiles: Pass, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
+    """Return the tile of V of a pass's sweeps over so many sequences' heads: smaller while cores would idle.
+
+    In float16 never: a kept state's scales are each of a row of a tile, and bits would hang on what else is in a batch.
+    """
+    if dtype == torch.float16:
+        return tiles.sweep_v
     programs = heads * math.ceil(key_dim / tiles.block_k)
     block = tiles.sweep_v
     while block > _LEAST_SWEPT and programs * math.ceil(value_dim / block) < soc.cube_cores:
@@ -140,7 +145,8 @@ class _Launcher:
         return empty(shape, dtype=torch.int32)
 
     def _swept(self, tiles: Pass) -> int:
-        return swept(self.soc, tiles, self.sequences * self.heads, self.key_dim, self.value_dim)
+        return swept(self.soc, tiles, self.sequences * self.heads, self.key_dim, self.value_dim,
+                     self.call.q.dtype)
 
     def _kept(self, unit: int, block_v: int) -> tuple[Tensor, Tensor]:
         """Allocate states that are kept for each ``unit`` tokens and, of float16, their rows' scales."""

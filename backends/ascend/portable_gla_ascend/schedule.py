@@ -53,7 +53,7 @@ class Model:
     def kept(self, tiles: Pass, span: int | None = None) -> int:
         """Return the bytes of the states that a sweep keeps, and of their scales, for each ``span`` chunks."""
         p = self.problem
-        block = swept(self.soc, tiles, p.sequences * p.heads, p.key_dim, p.value_dim)
+        block = swept(self.soc, tiles, p.sequences * p.heads, p.key_dim, p.value_dim, p.dtype)
         scales = p.key_dim * 4 * math.ceil(p.value_dim / block) if p.dtype == torch.float16 else 0
         each = p.key_dim * p.value_dim * p.dtype.itemsize + scales
         return self.slots(tiles.chunk * (span or tiles.span)) * p.heads * each
