@@ -108,7 +108,7 @@ def compile_kernel(kernel: Kernel, target: str) -> Compiled:
     if spills or any(counted[code] for code in sass.LOCAL):
         wrong.append(f"{spills} bytes of spills")
     if blocks < LEAST_BLOCKS:
-        wrong.append(f"{blocks} blocks a multiprocessor, expected {LEAST_BLOCKS}")
+        wrong.append(f"{blocks} block a multiprocessor, expected {LEAST_BLOCKS}")
     if steps < _STEPS * products or (steps and not products):
         wrong.append(f"{steps} HMMA.884 for {products} mma")
     return Compiled(build, registers, spills, kernel.shared, limit.shared, warps, blocks, time.perf_counter() - begin,

@@ -149,7 +149,7 @@ class Noting:
     """A runner that notes what another one launches."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner, self.kernels = runner, []
+        self.runner, self.target, self.kernels = runner, runner.target, []
 
     def launch(self, kernel, grid, arguments, tensors) -> None:
         self.kernels.append(kernel)
