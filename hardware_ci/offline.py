@@ -148,7 +148,7 @@ def compile_all(module: Any, builds: Sequence[Build], jobs: int,
 
 
 def known(path: Path, module: Any, builds: Iterable[Build], compiler: str) -> dict[int, Row]:
-    """Return the rows of a table that stand for builds as they are now, by the builds' numbers."""
+    """Return the rows of a table that stand for builds as they are now, by the builds' numbers, with their names."""
     key = getattr(module, "key", None)
     document = documents.read(path) if key is not None and path.exists() else None
     if not document or document.get("compiler") != compiler:
@@ -158,7 +158,9 @@ def known(path: Path, module: Any, builds: Iterable[Build], compiler: str) -> di
     for index, build in enumerate(builds):
         entry = rows.get(key(build)) if key is not None else None
         if entry is not None:
-            found[index] = Row(**{name: value for name, value in entry.items() if name != "broken"})
+            # What else launches the same may have changed, and with it what the build is called.
+            fields = {**entry, "configuration": dict(build.configuration)}
+            found[index] = Row(**{name: value for name, value in fields.items() if name != "broken"})
     return found
 
 

@@ -111,7 +111,7 @@ def schedule(problem: Problem, soc: Soc) -> Schedule:
         return Schedule(tiles={"tokens": problem.tokens}, launches_forward=1, launches_backward=0,
                         bytes_forward=cost(problem).compulsory_forward, bytes_backward=0, residual_bytes=0,
                         workspace_bytes=0, notes=("the recurrence, in float32, on the vector cores",))
-    if not problem.tokens:
+    if not problem.batch * problem.tokens:  # as the launcher has it
         figures = cost(problem)
         return Schedule(tiles={"chunk": 0}, launches_forward=1, launches_backward=int(problem.training),
                         bytes_forward=figures.compulsory_forward, bytes_backward=figures.compulsory_backward,

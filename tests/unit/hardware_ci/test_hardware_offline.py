@@ -116,6 +116,21 @@ def test_what_the_table_has_is_not_compiled_again(compile_, tmp_path, monkeypatc
         assert len((tmp_path / "log").read_text(encoding="utf-8")) == made
 
 
+def test_a_build_that_stands_has_its_present_name(compile_, tmp_path, monkeypatch):
+    keyed = MODULE + "\ndef key(build):\n    return f\"{build.target} {build.configuration['dim']}\"\n"
+    fault = """
+        class Told(Compiled):
+            extra = {"key": key(build)}
+        return Told(build, 128, 0, 1000, 2000, 4, 2.0, 0.5, "")
+    """
+    monkeypatch.setattr(sys.modules[__name__], "MODULE", keyed)
+    compile_("--jobs", "1", name="fakenamed", fault=fault)
+    monkeypatch.setattr(sys.modules[__name__], "MODULE", keyed.replace("(16, 16)", "(32, 16)"))
+    result, found = compile_("--jobs", "1", name="fakerenamed", fault="raise AssertionError")
+    assert result.exit_code == 0 and found["broken"] == 0
+    assert {tuple(row["configuration"]["tile"]) for row in found["rows"]} == {(32, 16)}
+
+
 def test_an_error_and_a_compiler_that_dies_are_rows_that_fail(compile_):
     result, found = compile_("--targets", "sm_80,gfx942", name="fakedies", fault='''
         if build.configuration["dim"] == 128:
