@@ -51,6 +51,15 @@ def squares(call: Call, do: Tensor) -> dict[str, Tensor]:
     return named
 
 
+def _either(terms: Tensor) -> Tensor:
+    """Return the square of a sum of the last dimension or the sum of the squares, whichever is more.
+
+    In the gradient of a gate that channels share, one rounding of a number of do meets the whole of A_ij, and one of q
+    the whole of dA_ij.
+    """
+    return terms.sum(-1, keepdim=True).square().maximum(terms.square().sum(-1, keepdim=True))
+
+
 def _of_pairs(q: Tensor, k: Tensor, v: Tensor, g: Tensor, do: Tensor, bonus: Tensor | None, scale: float,
               per_channel: bool, constant: bool) -> _Squares:
     """Take q, k, g, v, do [B, H, T, ...] of sequences that run as one, reader by reader."""
@@ -75,9 +84,11 @@ def _of_pairs(q: Tensor, k: Tensor, v: Tensor, g: Tensor, do: Tensor, bonus: Ten
         if bonus is not None:
             dbonus += (back[:, :, i] * reader[:, :, 0] * k[:, :, i]).square().sum(0)
         # A gate is crossed by the paths from the keys before it; with a bonus the reader's own is not.
-        paths = (back * (reader * keys if per_channel else score / keys.shape[-1]))[:, :, before].square()
-        if not per_channel:
-            paths = paths * keys.shape[-1]  # fold adds as many channels
+        if per_channel:
+            paths = (back * reader * keys).square()
+        else:  # fold adds as many channels
+            paths = _either(reader * keys) * _either(v[:, :, upto] * read) / keys.shape[-1]
+        paths = paths[:, :, before]
         crossed = slice(1, i + 1) if bonus is None else slice(1, i)
         if constant:
             times = torch.arange(i, 0, -1, dtype=paths.dtype)[:, None] - int(bonus is not None)

@@ -62,9 +62,31 @@ def test_squares_are_those_of_every_pair(gate: str, bonus: bool, more: dict[str,
         o[:, reader] = alone["o"][:, reader]
         dv = torch.zeros_like(alone["dv"])
         dv[:, key] = alone["dv"][:, key]
+        if gate in ("head", "constant"):
+            # Of a pair's path the square is that of A dA, or more where terms of one cancel.
+            q, k = call.q[0, reader, head], call.k[0, key, head % call.k.shape[2]]
+            for each in (q * k, do[0, reader, head] * call.v[0, key, head]):
+                alone["dg"] = alone["dg"] * (each.square().sum() / each.sum().square()).clamp(min=1.0).sqrt()
         for name, value in {**alone, "o": o, "dv": dv}.items():
             wanted[name] = wanted.get(name, 0.0) + value.square()
     found = scores.squares(call, do)
     assert set(found) == {"o", "dq", "dk", "dv", *["dg"] * (gate != "none"), *["dbonus"] * bonus}
     for name, value in found.items():
         assert torch.allclose(value, wanted[name], rtol=1e-10, atol=1e-30), name
+
+
+@pytest.mark.parametrize("rounded_one", ["q", "do"])
+def test_rounding_one_operand_once_passes_in_the_gradient_of_a_shared_gate(rounded_one: str) -> None:
+    """One pair of tokens: dg is A dA, and what is rounded meets the other's sum, whose terms here agree in sign."""
+    case = Case("operand", gate="head", batch=1, tokens=2, q_heads=1, k_heads=1, v_heads=1, gate_heads=1, key_dim=128,
+                value_dim=128, dtype=torch.float16, initial_state="none", final_state=False)
+    for seed in range(60):
+        given = inputs.make(case, seed)
+        for name in ("v", "do") if rounded_one == "q" else ("q", "k"):
+            getattr(given, name).abs_()
+        call, do, _ = budgets._converted(given.call(), given, torch.float64)
+        changed = dataclasses.replace(call, q=(call.q * call.scale).half() / call.scale) if rounded_one == "q" else call
+        scaled = (do * call.scale).half() / call.scale if rounded_one == "do" else do
+        found = budgets.outputs(Oracle(), changed, scaled.double(), None)["dg"]
+        expected = budgets.expected(given, rounds_operands=True)["dg"]
+        assert budgets.compare(found.half(), expected).ok, seed
