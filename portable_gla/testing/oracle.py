@@ -62,14 +62,14 @@ def adjoint(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, bonus: Te
 
 
 def expand(call: Call | DecodeCall, heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give q, k, v and g of a call H heads, and g its K channels: [B, T, H, ...]."""
+    """Give q, k, v and g of a call H heads, and g its K channels: [B, T, H, ...], contiguous."""
     batch, tokens, _, key_dim = call.q.shape
     g = call.q.new_zeros(1) if call.g is None else call.g
     if g.dim() == 1:
         g = g.expand(batch, tokens, g.shape[0])
     if g.dim() == 3:
         g = g[..., None].expand(*g.shape, key_dim)
-    q, k, v, g = (x.repeat_interleave(heads // x.shape[2], 2) for x in (call.q, call.k, call.v, g))
+    q, k, v, g = (_dense(x.repeat_interleave(heads // x.shape[2], 2)) for x in (call.q, call.k, call.v, g))
     return q, k, v, g
 
 
@@ -150,7 +150,7 @@ class Oracle:
         """Run the adjoint for every sequence."""
         inputs = [x.to(self._compute) for x in expand(call, call.heads)]
         initial, bonus = self._initial(call), self._bonus(call)
-        do = do.to(self._compute)
+        do = _dense(do.to(self._compute))
         dstates = inputs[0].new_zeros(call.state_shape)
         if dfinal_state is not None:
             dstates += dfinal_state
@@ -192,10 +192,15 @@ class Oracle:
     def _initial(self, call: Call) -> Tensor:
         if call.initial_state is None:
             return call.q.new_zeros(call.state_shape, dtype=self._compute)
-        return call.initial_state.to(self._compute).expand(call.state_shape)
+        return _dense(call.initial_state.to(self._compute)).expand(call.state_shape)
 
     def _bonus(self, call: Call) -> Tensor | None:
-        return None if call.bonus is None else call.bonus.to(self._compute)
+        return None if call.bonus is None else _dense(call.bonus.to(self._compute))
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Give x the usual strides, in dimensions of one element too: PyTorch's sums, and bits, may follow them."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def turn(call: Call, x: Tensor) -> Tensor:

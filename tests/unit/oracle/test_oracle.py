@@ -10,7 +10,9 @@ import torch
 from portable_gla.backend import Call, DecodeCall
 from portable_gla.testing import cases, inputs, oracle
 from portable_gla.testing.cases import Case
+from portable_gla.testing.checks import CHECKS
 from portable_gla.testing.oracle import Oracle
+from portable_gla.testing.running import Target
 
 DOUBLE = {"dtype": torch.float64, "batch": 2, "tokens": 7, "key_dim": 3, "value_dim": 4}
 
@@ -134,3 +136,12 @@ def test_decoding_is_the_recurrence():
     Oracle().decode(DecodeCall(given.q, given.k, given.v, given.g, state, None, None, given.scale, out))
     torch.testing.assert_close(out, o)
     torch.testing.assert_close(state, final)
+
+
+def test_bits_do_not_follow_strides():
+    """With K = 1 PyTorch's sum over V took another order where v lay channels first."""
+    target = Target("reference")
+    case = Case("strides", lengths=(1,), tokens=1, batch=1, q_heads=1, k_heads=1, v_heads=2, gate_heads=1, key_dim=1,
+                value_dim=64, dtype=torch.float64, initial_state="each", final_state=False, strides="channels-first")
+    for seed in range(5):
+        assert [str(row) for row in CHECKS["strided"](target, case, seed) if not row.ok] == []
