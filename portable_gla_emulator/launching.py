@@ -62,7 +62,7 @@ def _sizes(grid: Any) -> tuple[int, int, int]:
 
 
 def launch(function: EmulatedFunction, grid: Any, *args: Any, **kwargs: Any) -> None:
-    """Run every program of ``grid``; see :func:`portable_gla_triton.emulator.load` for what is checked."""
+    """Run every program of ``grid``; see :func:`portable_gla_emulator.load` for what is checked."""
     names = {p.name for p in function.jit.params}
     options = {k for k in kwargs if k not in names}
     if options - _OPTIONS:

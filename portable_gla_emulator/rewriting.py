@@ -4,8 +4,6 @@ Where Triton's compiler gives a statement another meaning than Python does, the 
 one of the names below, to be found in the function's globals.
 """
 
-
-
 from __future__ import annotations
 
 import ast

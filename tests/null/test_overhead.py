@@ -42,5 +42,5 @@ def test_overhead(training):
     instant = Instant(v)
     with registered(instant):
         assert least_microseconds(lambda: portable_gla.plan(q, k, v, g), 15.0) <= 15.0
-        kernel = least_microseconds(lambda: instant.forward(None, save=training), 2.0)
+        kernel = least_microseconds(lambda: instant.forward(None, save=training), 0.0, seconds=0.5)
         assert least_microseconds(lambda: portable_gla.attention(q, k, v, g), kernel + 25.0) <= kernel + 25.0
