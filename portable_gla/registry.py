@@ -135,7 +135,7 @@ def load() -> None:
         except Exception as error:
             _failures[entry.name] = Reason(
                 "load-error", f"{entry.value} raised {type(error).__name__}: {error}",
-                f"see the whole error: python -c 'import {entry.module}'")
+                f"see the whole error: python -c 'import portable_gla, {entry.module}'")
         else:
             _failures.pop(entry.name, None)
             _add(entry.name, backend)

@@ -53,7 +53,7 @@ def test_a_backend_that_fails_to_load_is_listed_with_its_error(tmp_path, body, t
     """.replace("import portable_gla, torch", "import portable_gla, portable_gla.testing, torch"), tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(told) >= 4, result.stdout
-    assert "load-error" in result.stdout and "python -c 'import broken_backend'" in result.stdout
+    assert "load-error" in result.stdout and "python -c 'import portable_gla, broken_backend'" in result.stdout
 
 
 def test_importing_the_package_imports_no_device_library(tmp_path):

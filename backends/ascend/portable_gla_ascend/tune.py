@@ -90,13 +90,17 @@ def traffic(which: str, tile: Pass) -> float:
 
 
 def better(which: str, standing: Pass) -> Iterator[Pass]:
-    """Yield the tiles that move less than those that stand, those that move the least first."""
+    """Yield the tiles that move less than those that stand, those that move the least first.
+
+    Chunks become no smaller: that would keep more states, which memory has to hold, where the rest is read again.
+    """
     fields = dict.fromkeys(field for used in kernels(which, standing).values() for field in used)
     every: Iterator[dict[str, Any]] = (dict(zip(fields, blocks, strict=True))
                                        for blocks in itertools.product(*(BLOCKS[field] for field in fields)))
     found = (dataclasses.replace(standing, **blocks) for blocks in every)
     limit = traffic(which, standing)
-    yield from sorted((tile for tile in found if traffic(which, tile) < limit), key=functools.partial(traffic, which))
+    less = (tile for tile in found if tile.chunk >= standing.chunk and traffic(which, tile) < limit)
+    yield from sorted(less, key=functools.partial(traffic, which))
 
 
 def probes(fields: tuple[str, ...], tile: Pass, standing: Pass) -> Iterator[Pass]:

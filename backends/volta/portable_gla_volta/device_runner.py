@@ -25,12 +25,16 @@ class DeviceRunner:
     def __init__(self, images: Images | None = None, get: Callable[[], driver.Driver] = driver.get) -> None:
         self._images, self._get = images, get
         self._loaded: dict[tuple[Kernel, int], ctypes.c_void_p] = {}
+        self._targets: dict[int, str] = {}
         self._lock = threading.Lock()  # forward and backward run in different threads
 
     @property
     def target(self) -> str:
         """What the current device's kernels are compiled for."""
-        return targets.of(_arch(torch.cuda.current_device())) or targets.PORTABLE
+        device = torch.cuda.current_device()
+        if device not in self._targets:  # asked at every launch
+            self._targets[device] = targets.of(_arch(device)) or targets.PORTABLE
+        return self._targets[device]
 
     def launch(self, kernel: Kernel, grid: int, arguments: ctypes.Structure, tensors: Sequence[Tensor]) -> None:
         """Launch ``grid`` blocks on the current stream of the tensors' device, which is to be the current one.

@@ -39,7 +39,13 @@ def test_what_moves_the_least_of_those_that_fit_is_found(which: str, most: dict[
              for blocks in itertools.product(*tune.BLOCKS.values())]
     fitting = [tile for tile in every if all(sizes(kernel, tile) <= most.get(kernel, 1 << 30)
                                              for kernel in tune.kernels(which, tile))]
-    assert tune.traffic(which, found) == min(tune.traffic(which, tile) for tile in fitting)
+    assert tune.traffic(which, found) == min(tune.traffic(which, tile) for tile in fitting if tile.chunk == 64)
+
+
+def test_chunks_become_no_smaller() -> None:
+    refuses, _ = limited(sweep=64 * 64, outputs=32 * 64)  # which only chunks of 32 pass, with wider tiles of V
+    assert tune.search("forward", STANDING, refuses).chunk == STANDING.chunk
+    assert tune.search("forward", replace(STANDING, chunk=32), refuses).block_v == 64
 
 
 def test_a_row_that_stands_takes_few_compilations() -> None:
