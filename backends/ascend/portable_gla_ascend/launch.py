@@ -108,7 +108,7 @@ class _Launcher:
         self.cu_seqlens = call.q if call.cu_seqlens is None else call.cu_seqlens.contiguous()
         self.bonus = call.q if call.bonus is None else call.bonus.contiguous()
         self.kind = KINDS[call.q.dtype]
-        self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim, call.bonus is not None)
+        self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim)
         self.scaled = call.q.dtype == torch.float16
         self.kept = call.q.dtype
         self.usual = {"K": self.key_dim, "V": self.value_dim, "GATE": self.gate.kind, "PACKED": self.packed,
@@ -156,24 +156,46 @@ class _Launcher:
             return kept, kept
         return kept, self._empty(slots, self.heads, math.ceil(self.value_dim / block_v), self.key_dim)
 
-    def _sweep(self, tiles: Pass, x: Tensor, y: Tensor, edge: Tensor | None, last: Tensor | None, depths: Tensor, *,
-               forward: bool, near: float) -> tuple[Tensor, Tensor]:
+    def _sweep(self, tiles: Pass, final: Tensor | None, depths: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the states between chunks; return them and, of float16, their rows' scales."""
         call, block_v = self.call, self._swept(tiles)
-        tiles_k, tiles_v = math.ceil(self.key_dim / tiles.block_k), math.ceil(self.value_dim / block_v)
         kept, scales = self._kept(tiles.chunk * tiles.span, block_v)
-        items = self.sequences * self.heads * tiles_k * tiles_v
-        edge = _edge(edge)
+        initial = _edge(call.initial_state)
+        items = self.sequences * self.heads * self._tiles(tiles, block_v)
+        _, k_group, v_group, g_group = self._groups()
         self.kernels.sweep[self._grid(items)](
-            x, y, self.gate.tensor, self._near(tiles), kept if edge is None else edge, kept, scales,
-            kept if last is None else last, depths, self.cu_seqlens, call.scale, items, self.tokens, self.heads,
-            *_strides(x), *_strides(y), *self.gate.strides,
-            _edge_stride(edge), 0 if last is None else last.stride(0),
-            self._group(x.shape[2]), self._group(y.shape[2]), self._group(self.gate.heads) if call.g is not None else 1,
-            **self.usual, FORWARD=forward, EDGE=edge is not None, LAST=last is not None,
-            RANGE=0.0 if self.kind == "f32" else near, C=tiles.chunk, SPAN=tiles.span, BK=tiles.block_k, BV=block_v,
-            DEPTH=_depth(tiles))
+            self.k, self.v, self.gate.tensor, self._near(tiles), kept if initial is None else initial, kept, scales,
+            kept if final is None else final, depths, self.cu_seqlens, call.scale, items, self.tokens, self.heads,
+            *_strides(self.k), *_strides(self.v), *self.gate.strides, _edge_stride(initial), _edge_stride(final),
+            k_group, v_group, g_group, **self.usual, **self._swept_as(tiles, block_v), INITIAL=initial is not None,
+            FINAL=final is not None)
         return kept, scales
+
+    def _sweep_both(self, tiles: Pass, do: Tensor, dfinal: Tensor | None, dinitial: Tensor | None,
+                    depths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keep the states and the adjoint ones; return both, each with its rows' scales."""
+        call, block_v = self.call, self._swept(tiles)
+        states, state_scales = self._kept(tiles.chunk * tiles.span, block_v)
+        adjoints, adjoint_scales = self._kept(tiles.chunk, block_v)
+        initial, final = _edge(call.initial_state), _edge(dfinal)
+        items = self.sequences * self.heads * self._tiles(tiles, block_v) * 2
+        self.kernels.sweep_both[self._grid(items)](
+            self.q, self.k, self.v, do, self.gate.tensor, self._near(tiles), states if initial is None else initial,
+            states, state_scales, states if final is None else final, adjoints, adjoint_scales,
+            states if dinitial is None else dinitial, depths, self.cu_seqlens, call.scale, items, self.tokens,
+            self.heads, *_strides(self.q), *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides,
+            _edge_stride(initial), _edge_stride(final), _edge_stride(dinitial), *self._groups(), **self.usual,
+            **self._swept_as(tiles, block_v), INITIAL=initial is not None, DFINAL=final is not None)
+        return states, state_scales, adjoints, adjoint_scales
+
+    def _tiles(self, tiles: Pass, block_v: int) -> int:
+        """Count a sweep's tiles of K and V."""
+        return math.ceil(self.key_dim / tiles.block_k) * math.ceil(self.value_dim / block_v)
+
+    def _swept_as(self, tiles: Pass, block_v: int) -> dict[str, Any]:
+        """Return what the sweeps are compiled with, besides what all kernels are."""
+        return {"RANGE": 0.0 if self.kind == "f32" else _NEAR, "C": tiles.chunk, "SPAN": tiles.span,
+                "BK": tiles.block_k, "BV": block_v, "DEPTH": _depth(tiles)}
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
         """Return o and the final state."""
@@ -185,8 +207,7 @@ class _Launcher:
                 final.copy_(call.initial_state) if call.initial_state is not None else final.zero_()
             return o, final
         depths = self._depths(tiles)
-        kept, scales = self._sweep(tiles, self.k, self.v, call.initial_state, final, depths, forward=True,
-                                   near=_NEAR)
+        kept, scales = self._sweep(tiles, final, depths)
         kept_v = self._swept(tiles)
         block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
         items = self._slots(tiles.chunk) * self.heads * math.ceil(self.value_dim / block_v)
@@ -212,90 +233,40 @@ class _Launcher:
         dinitial = None if call.initial_state is None else self._empty(*call.state_shape)
         dq, dk = (self._gradient(x, self.key_dim) for x in (call.q, call.k))
         dv = self._gradient(call.v, self.value_dim)
-        dg = self._gate_gradient(1 if tiles.whole else math.ceil(self.key_dim / tiles.loop_k))
+        dg = self._gate_gradient()
         dbonus = None if call.bonus is None else self._empty(self._slots(tiles.chunk), self.heads, self.key_dim)
-        (self._whole if tiles.whole else self._by_tiles)(do, dfinal, dinitial, dq, dk, dv, dg, dbonus)
+        depths = self._depths(tiles)
+        states, state_scales, adjoints, adjoint_scales = self._sweep_both(tiles, do, dfinal, dinitial, depths)
+        options = {"multibuffer": False} if self.gate.kind == "channel" else {}  # else it is compiled three times
+        kept_v, items = self._swept(tiles), self._slots(tiles.chunk) * self.heads
+        block_v, loop_v = (min(block, kept_v) if self.scaled else block for block in (tiles.block_v, tiles.loop_v))
+        near, places = self._near(tiles), self._places(tiles.chunk)
+        for keys, values in ((True, True),) if tiles.whole else ((True, False), (False, True)):
+            self.kernels.gradients[self._grid(items)](
+                self.q, self.k, self.v, do, self.gate.tensor, self.bonus, dq, dk, dv, dq if dg is None else dg,
+                dq if dbonus is None else dbonus, near, states, state_scales, adjoints, adjoint_scales, depths, places,
+                self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q), *_strides(self.k),
+                *_strides(self.v), *_strides(do), *self.gate.strides, *self._groups(), **self.usual, C=tiles.chunk,
+                SPAN=tiles.span, BK=tiles.block_k, BV=block_v, LOOP_K=tiles.loop_k, LOOP_V=loop_v, KEPT_V=kept_v,
+                DEPTH=_depth(tiles), KEYS=keys, VALUES=values, OWN_MASKS=tiles.own_masks, **options)
         return Gradients(
             _folded(dq, call.q), _folded(dk, call.k), _folded(dv, call.v), self._folded_gate(dg),
             self._folded_initial(dinitial),
             None if dbonus is None or call.bonus is None else dbonus.sum(0).to(call.bonus.dtype))
-
-    def _whole(self, do: Tensor, dfinal: Tensor | None, dinitial: Tensor | None, dq: Tensor, dk: Tensor, dv: Tensor,
-               dg: Tensor | None, dbonus: Tensor | None) -> None:
-        """Sweep both ways in one launch, and make all gradients of a chunk in one program."""
-        call, tiles = self.call, self.tiles.backward
-        states, state_scales, adjoints, adjoint_scales = self._sweep_both(tiles, do, dfinal, dinitial)
-        options = {"multibuffer": False} if self.gate.kind == "channel" else {}  # else it is compiled three times
-        kept_v, items = self._swept(tiles), self._slots(tiles.chunk) * self.heads
-        block_v = min(tiles.loop_v, kept_v) if self.scaled else tiles.loop_v
-        self.kernels.gradients_chunk[self._grid(items)](
-            self.q, self.k, self.v, do, self.gate.tensor, self.bonus, dq, dk, dv, dq if dg is None else dg,
-            dq if dbonus is None else dbonus, self._near(tiles), states, state_scales, adjoints, adjoint_scales,
-            self._places(tiles.chunk), self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q),
-            *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides, *self._groups(), **self.usual,
-            C=tiles.chunk, SPAN=tiles.span, BK=tiles.loop_k, BV=block_v, KEPT_V=kept_v, DEPTH=_depth(tiles), **options)
-
-    def _sweep_both(self, tiles: Pass, do: Tensor, dfinal: Tensor | None,
-                    dinitial: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keep the states and the adjoint ones; return both, each with its rows' scales."""
-        call, block_v = self.call, self._swept(tiles)
-        states, state_scales = self._kept(tiles.chunk * tiles.span, block_v)
-        adjoints, adjoint_scales = self._kept(tiles.chunk, block_v)
-        initial, final = _edge(call.initial_state), _edge(dfinal)
-        tiles_k, tiles_v = math.ceil(self.key_dim / tiles.block_k), math.ceil(self.value_dim / block_v)
-        items = self.sequences * self.heads * tiles_k * tiles_v * 2
-        self.kernels.sweep_both[self._grid(items)](
-            self.q, self.k, self.v, do, self.gate.tensor, self._near(tiles), states if initial is None else initial,
-            states, state_scales, states if final is None else final, adjoints, adjoint_scales,
-            states if dinitial is None else dinitial, self.cu_seqlens, call.scale, items, self.tokens, self.heads,
-            *_strides(self.q), *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides,
-            _edge_stride(initial), _edge_stride(final), 0 if dinitial is None else dinitial.stride(0), *self._groups(),
-            **self.usual, INITIAL=initial is not None, DFINAL=final is not None, C=tiles.chunk, SPAN=tiles.span,
-            BK=tiles.block_k, BV=block_v)
-        return states, state_scales, adjoints, adjoint_scales
-
-    def _by_tiles(self, do: Tensor, dfinal: Tensor | None, dinitial: Tensor | None, dq: Tensor, dk: Tensor, dv: Tensor,
-                  dg: Tensor | None, dbonus: Tensor | None) -> None:
-        """Sweep one way and the other, and make the gradients by tiles of K and of V, side by side."""
-        call, tiles = self.call, self.tiles.backward
-        depths = self._depths(tiles)
-        states, state_scales = self._sweep(tiles, self.k, self.v, call.initial_state, None, depths, forward=True,
-                                           near=_NEAR)
-        adjoints, adjoint_scales = self._sweep(tiles, self.q, do, dfinal, dinitial, depths, forward=False, near=0.0)
-        q_group, k_group, v_group, g_group = self._groups()
-        near, slots, places = self._near(tiles), self._slots(tiles.chunk), self._places(tiles.chunk)
-        tiles_k, kept_v = math.ceil(self.key_dim / tiles.loop_k), self._swept(tiles)
-        blocks = {"C": tiles.chunk, "KEPT_V": kept_v}
-        options = {"multibuffer": False} if self.gate.kind == "channel" else {}  # else it is compiled three times
-        block_v = min(tiles.loop_v, kept_v) if self.scaled else tiles.loop_v
-        items = slots * self.heads * tiles_k
-        self.kernels.gradients_k[self._grid(items)](
-            self.q, self.k, self.v, do, self.gate.tensor, self.bonus, dq, dk, dq if dg is None else dg,
-            dq if dbonus is None else dbonus, near, states, state_scales, adjoints, adjoint_scales, places,
-            self.cu_seqlens, call.scale, items, self.batch, self.tokens, self.heads, *_strides(self.q),
-            *_strides(self.k), *_strides(self.v), *_strides(do), *self.gate.strides, q_group, k_group, v_group, g_group,
-            **self.usual, **blocks, BK=tiles.loop_k, BV=block_v, DEPTH=_depth(tiles), **options)
-        block_v = min(tiles.block_v, kept_v) if self.scaled else tiles.block_v
-        items = slots * self.heads * math.ceil(self.value_dim / block_v)
-        self.kernels.gradients_v[self._grid(items)](
-            self.q, self.k, do, self.gate.tensor, self.bonus, dv, near, adjoints, adjoint_scales, depths, places,
-            self.cu_seqlens, call.scale, items, self.tokens, self.heads, *_strides(self.q), *_strides(self.k),
-            *_strides(do), *self.gate.strides, q_group, k_group, g_group, **self.usual, **blocks,
-            BK=tiles.block_k, BV=block_v)
 
     def _gradient(self, like: Tensor, size: int) -> Tensor:
         """Allocate a gradient: in float32 for each output head where heads are shared, to be summed."""
         dtype = like.dtype if like.shape[2] == self.heads else torch.float32
         return self._empty(self.batch, self.tokens, self.heads, size, dtype=dtype)
 
-    def _gate_gradient(self, tiles_k: int) -> Tensor | None:
-        """Allocate dg: per channel as the others, else a part for each tile of K, tokens side by side."""
+    def _gate_gradient(self) -> Tensor | None:
+        """Allocate dg: per channel as the others, else [B, H, T]."""
         g = self.call.g
         if g is None:
             return None
         if self.gate.kind == "channel":
             return self._gradient(g, self.key_dim)
-        return self._empty(tiles_k, self.batch, self.heads, self.tokens)
+        return self._empty(self.batch, self.heads, self.tokens)
 
     def _folded_gate(self, found: Tensor | None) -> Tensor | None:
         g = self.call.g
@@ -303,10 +274,10 @@ class _Launcher:
             return None
         if g.dim() == 4:
             return _folded(found, g)
-        shared = found.view(found.shape[0], self.batch, self.gate.heads, -1, self.tokens)
+        shared = found.view(self.batch, self.gate.heads, -1, self.tokens)
         if g.dim() == 3:
-            return _in_order(_in_order(shared, 0), 2).transpose(1, 2).to(g.dtype).contiguous()
-        return shared.sum((0, 1, 3, 4)).to(g.dtype)
+            return _in_order(shared, 2).transpose(1, 2).to(g.dtype).contiguous()
+        return shared.sum((0, 2, 3)).to(g.dtype)
 
     def _folded_initial(self, found: Tensor | None) -> Tensor | None:
         initial = self.call.initial_state

@@ -32,7 +32,7 @@ class Model:
     def __init__(self, problem: Problem, soc: Soc) -> None:
         p, size = problem, problem.dtype.itemsize
         self.problem, self.soc = problem, soc
-        self.tiles: Tiles = choose(soc, KINDS[p.dtype], p.gate, p.key_dim, p.value_dim, p.bonus)
+        self.tiles: Tiles = choose(soc, KINDS[p.dtype], p.gate, p.key_dim, p.value_dim)
         rows = p.batch * p.tokens
         self.q = rows * p.q_heads * p.key_dim * size
         self.k = rows * p.k_heads * p.key_dim * size
@@ -80,14 +80,13 @@ class Model:
         of_k = (self.gradient(p.q_heads, p.key_dim, self.q) + self.gradient(p.k_heads, p.key_dim, self.k)
                 + self.gate_gradient() + self.slots(tiles.chunk) * p.heads * p.key_dim * 4 * p.bonus)
         of_v = self.gradient(p.v_heads, p.value_dim, self.v)
+        yield Launch("sweep_both", read + sum(edges), kept + adjoints + depths + edges[0])
+        loaded = read + kept + adjoints + self.bonus
         if tiles.whole:
-            yield Launch("sweep_both", read + sum(edges), kept + adjoints + edges[0])
-            yield Launch("gradients_chunk", read + kept + adjoints + self.bonus, of_k + of_v)
+            yield Launch("gradients", loaded + depths, of_k + of_v)
             return
-        yield Launch("sweep", self.k + self.v + self.g + edges[0], kept + depths)
-        yield Launch("sweep", self.q + self.o + self.g + edges[1], adjoints + edges[0])
-        yield Launch("gradients_k", read + kept + adjoints + self.bonus, of_k)
-        yield Launch("gradients_v", self.q + self.k + self.o + self.g + adjoints + depths + self.bonus, of_v)
+        yield Launch("gradients", loaded, of_k)
+        yield Launch("gradients", self.q + self.k + self.o + self.g + adjoints + depths + self.bonus, of_v)
 
     def gradient(self, heads: int, width: int, direct: int) -> int:
         """Return the bytes of a gradient: in float32 for each output head where heads are shared."""
@@ -95,14 +94,13 @@ class Model:
         return direct if heads == p.heads else p.batch * p.tokens * p.heads * width * 4
 
     def gate_gradient(self) -> int:
-        """Return the bytes of dg, or of its parts."""
+        """Return the bytes of dg."""
         p = self.problem
         if p.gate == "none":
             return 0
         if p.gate == "channel":
             return self.gradient(p.gate_heads, p.key_dim, self.g)
-        tiles = self.tiles.backward
-        return (1 if tiles.whole else math.ceil(p.key_dim / tiles.loop_k)) * p.batch * p.tokens * p.heads * 4
+        return p.batch * p.tokens * p.heads * 4
 
 
 def schedule(problem: Problem, soc: Soc) -> Schedule:

@@ -26,7 +26,8 @@ class Pass:
     block_v: int  # of outputs, or of dv
     loop_k: int  # of dq, dk and dg
     loop_v: int  # of their loops over V
-    whole: bool = False  # all gradients of a chunk in one program, with loop_k and loop_v
+    whole: bool = False  # all gradients in one launch
+    own_masks: bool = False  # which loads the masks anew for each half: more work, and room
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,11 @@ class Tiles:
     backward: Pass
 
 
-def choose(soc: Soc, kind: str, gate: str, key_dim: int, value_dim: int, bonus: bool) -> Tiles:
-    """Return the tiles of a problem: its row, with blocks of K and V no larger than they need be.
-
-    With gates per channel and a bonus, all gradients of a chunk are too large a program for a core: they are by tiles.
-    """
+def choose(soc: Soc, kind: str, gate: str, key_dim: int, value_dim: int) -> Tiles:
+    """Return the tiles of a problem: its row, with blocks of K and V no larger than they need be."""
     shared = "channel" if gate == "channel" else "other"
     forward, backward = (within(table()[which, chip(soc), kind, shared], key_dim, value_dim)
                          for which in ("forward", "backward"))
-    if backward.whole and gate == "channel" and bonus:
-        backward = replace(backward, whole=False, span=1)
     return Tiles(forward, backward)
 
 

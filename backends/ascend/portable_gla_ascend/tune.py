@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
-import functools
 import itertools
 import multiprocessing
 import sys
@@ -22,6 +21,7 @@ from unittest import mock
 
 from portable_gla_ascend import launch, offline
 from portable_gla_ascend.offline import recording
+from portable_gla_ascend.offline.recording import Launch
 from portable_gla_ascend.tiles import Pass, Tiles, table, within
 
 CHIPS = {"910": "Ascend910B2", "950": "Ascend950"}
@@ -64,16 +64,23 @@ def rows() -> list[Row]:
 
 
 def kernels(which: str, tile: Pass) -> dict[str, tuple[str, ...]]:
-    """Return a pass's kernels, the most demanding first, and the fields that each is compiled with."""
+    """Return a pass's kernels, the most demanding first, and the fields that each is compiled with.
+
+    ``keys`` and ``values`` are the halves of ``gradients``: what refuses a half refuses the whole.
+    """
     if which == "forward":
         return {"outputs": ("chunk", "block_k", "block_v"), "sweep": ("chunk", "block_k", "sweep_v")}
-    by_tiles: dict[str, tuple[str, ...]] = {
-        "gradients_k": ("chunk", "loop_k", "loop_v"), "gradients_v": ("chunk", "block_k", "block_v"),
-        "sweep": ("chunk", "block_k", "sweep_v")}
-    if tile.whole:
-        return {"gradients_chunk": ("chunk", "loop_k", "loop_v"), **by_tiles,
-                "sweep_both": ("chunk", "block_k", "sweep_v")}
-    return by_tiles
+    keys, values = ("loop_k", "loop_v"), ("block_k", "block_v")
+    halves: dict[str, tuple[str, ...]] = {"keys": ("chunk", *keys), "values": ("chunk", *values),
+                                          "sweep_both": ("chunk", "block_k", "sweep_v")}
+    return {**halves, "gradients": ("chunk", *keys, *values)} if tile.whole else halves
+
+
+def part(launch: Launch) -> str:
+    """Name a launch as ``kernels`` does."""
+    if launch.kernel != "gradients" or launch.constants["KEYS"] == launch.constants["VALUES"]:
+        return launch.kernel
+    return "keys" if launch.constants["KEYS"] else "values"
 
 
 def traffic(which: str, tile: Pass) -> float:
@@ -81,12 +88,10 @@ def traffic(which: str, tile: Pass) -> float:
     size = _LARGE
     state, along_k = size * size / tile.chunk, size / tile.block_k
     sweep = size / tile.sweep_v * 2 * size + along_k * size + state / tile.span
-    side = size / tile.block_v * (3 if tile.span == 1 else 5) * size + size + state
     if which == "forward":
-        return sweep + side
-    if tile.whole:  # dv has its own walk over tiles of K
-        return 2 * sweep + size / tile.loop_k * 4 * size + size / tile.loop_v * 2 * size + 12 * size + 3 * state
-    return 2 * sweep + side + size / tile.loop_k * 6 * size + 6 * size + 2 * state
+        return sweep + size / tile.block_v * (3 if tile.span == 1 else 5) * size + size + state
+    keys = size / tile.loop_k * (2 if tile.span == 1 else 4) * size + 13 * size + 2 * state
+    return 2 * sweep + keys + size / tile.block_v * 2 * size + 5 * size + state
 
 
 def better(which: str, standing: Pass) -> Iterator[Pass]:
@@ -100,7 +105,7 @@ def better(which: str, standing: Pass) -> Iterator[Pass]:
     found = (dataclasses.replace(standing, **blocks) for blocks in every)
     limit = traffic(which, standing)
     less = (tile for tile in found if tile.chunk >= standing.chunk and traffic(which, tile) < limit)
-    yield from sorted(less, key=functools.partial(traffic, which))
+    yield from sorted(less, key=lambda tile: (traffic(which, tile), -tile.loop_v))
 
 
 def probes(fields: tuple[str, ...], tile: Pass, standing: Pass) -> Iterator[Pass]:
@@ -136,8 +141,10 @@ def search(which: str, standing: Pass, refuses: Refuses) -> Pass:
 def too_large(kernel: str, tile: Pass, chip: str) -> str:
     """Say which memory cannot hold what a kernel keeps in float32 at the least: a sweep's state, a product's sum."""
     soc = offline.soc(CHIPS[chip])
-    sums = {"outputs": tile.chunk * tile.block_v, "gradients_v": tile.chunk * tile.block_v}.get(
-        kernel, tile.block_k * tile.sweep_v if kernel.startswith("sweep") else tile.chunk * tile.loop_v)
+    sums = {"outputs": tile.chunk * tile.block_v, "values": tile.chunk * tile.block_v,
+            "keys": tile.chunk * tile.loop_k}.get(kernel, 0)
+    if kernel.startswith("sweep"):
+        sums = tile.block_k * tile.sweep_v
     if sums * 4 > soc.l0c_kib * 1024:
         return f"L0C: a sum of {sums * 4 // 1024} KiB"
     vectors = 2 if chip == "910" else 1  # which share the work beside a cube
@@ -159,16 +166,15 @@ def refusal(row: Row, kernel: str, tile: Pass) -> str:
     if error:
         return error
 
-    def choose(soc: Any, kind: str, gate: str, key_dim: int, value_dim: int, bonus: bool) -> Tiles:
-        capped = within(tile, key_dim, value_dim)
-        if gate == "channel" and bonus and capped.whole:
-            capped = dataclasses.replace(capped, whole=False, span=1)
+    def choose(soc: Any, kind: str, gate: str, key_dim: int, value_dim: int) -> Tiles:
+        whole = kernel == "gradients"
+        capped = within(dataclasses.replace(tile, whole=whole, own_masks=whole and tile.own_masks), key_dim, value_dim)
         return Tiles(capped, capped)
 
     with mock.patch.object(launch, "choose", choose):
         for configuration in configurations(row):
             for one in recording.record(offline.kernels(), offline.soc(target), configuration, (row.which,)):
-                if one.kernel == kernel:
+                if part(one) == kernel:
                     error = offline.compile_launch(one, target, limit=SECONDS)["error"]
                     if error:
                         return f"{configuration['features']}: {error}"
@@ -188,9 +194,11 @@ def tuned(row: Row) -> tuple[Row, Pass]:
 
 def line(row: Row, tile: Pass) -> str:
     """Write a searched row as a line of ``tiles.yaml``."""
-    fields = {name: value for name, value in dataclasses.asdict(tile).items() if name != "whole"}
-    named = {"chip": f'"{row.chip}"', "pass": row.which, "kind": row.kind, "gate": row.gate, **fields,
-             **({"whole": "true"} if tile.whole else {}), "searched": "true"}
+    fields = dataclasses.asdict(tile)
+    flags = {name: "true" for name, value in fields.items() if value is True}
+    blocks = {name: value for name, value in fields.items() if not isinstance(value, bool)}
+    named = {"chip": f'"{row.chip}"', "pass": row.which, "kind": row.kind, "gate": row.gate, **blocks, **flags,
+             "searched": "true"}
     return f"- {{{', '.join(f'{name}: {value}' for name, value in named.items())}}}"
 
 

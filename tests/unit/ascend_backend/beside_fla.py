@@ -2,7 +2,8 @@
 
 Run under TRITON_INTERPRET=1 as ``beside_fla.py TOKENS DTYPE:SIZE...``, SIZE being K and V; prints a line of JSON for
 each: for each library and pass ``total``, every element loaded or stored, and ``unique``, each address once for a
-launch's loads and once for its stores.
+launch's loads and once for its stores. ``bonus`` is ours with a bonus, which theirs has not; both are with the 910's
+tiles, ``950`` is ours with that chip's.
 """
 
 from __future__ import annotations
@@ -69,16 +70,17 @@ class Counter:
         return found
 
 
-def ours(counter: Counter, x: dict[str, torch.Tensor]) -> dict[str, Counts]:
-    """Run the kernels of this backend."""
+def ours(counter: Counter, x: dict[str, torch.Tensor], bonus: bool = False, on: str = "910B2") -> dict[str, Counts]:
+    """Run the kernels of this backend as they go on a chip."""
     from portable_gla_ascend import launch, socs
     from portable_gla_ascend.emulator import load
 
     from portable_gla.backend import Call
 
-    soc = socs.of("Ascend910B2")
+    soc = socs.of(f"Ascend{on}")
     assert soc is not None
-    call = Call(x["q"], x["k"], x["v"], x["g"], None, None, None, x["q"].shape[3] ** -0.5, False, False, {})
+    u = x["q"][0, 0].clone() if bonus else None
+    call = Call(x["q"], x["k"], x["v"], x["g"], None, u, None, x["q"].shape[3] ** -0.5, False, False, {})
     launch.forward(load(), call, soc)
     forward = counter.take()
     launch.backward(load(), call, x["do"], None, soc)
@@ -128,7 +130,8 @@ def main() -> None:
         torch.manual_seed(0)
         x = {one: torch.randn(1, tokens, 1, int(size)).to(getattr(torch, name)) for one in ("q", "k", "v", "do")}
         x["g"] = (-torch.rand(1, tokens, 1, int(size)) / 10).to(x["q"].dtype)
-        print(json.dumps({"ours": ours(counter, x), "theirs": theirs(counter, x)}))
+        print(json.dumps({"ours": ours(counter, x), "bonus": ours(counter, x, bonus=True),
+                          "950": ours(counter, x, on="950"), "theirs": theirs(counter, x)}))
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ def test_one_build_serves_every_size_with_the_same_blocks() -> None:
     call = {"dtype": "bf16", "gate": "channel", "features": "bonus"}
     first, second = (recording.record(offline.kernels(), soc, {**call, "K": k, "V": v}, ("forward", "backward"))
                      for k, v in ((128, 128), (500, 260)))
-    assert first == second and {one.kernel for one in first} == {"sweep", "outputs", "gradients_k", "gradients_v"}
+    assert first == second and {one.kernel for one in first} == {"sweep", "outputs", "sweep_both", "gradients"}
 
 
 def test_the_worst_of_a_builds_launches_is_its_row(recorded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,17 @@ from dataclasses import replace
 import pytest
 import yaml
 from portable_gla_ascend import socs, tiles, tune
+from portable_gla_ascend.offline import recording
 from portable_gla_ascend.tiles import Pass
 
 STANDING = Pass(64, 1, 32, 32, 32, 16, 32)
 
 
 def sizes(kernel: str, tile: Pass) -> int:
-    blocks = {"sweep": (tile.block_k, tile.sweep_v), "outputs": (tile.chunk, tile.block_v),
-              "gradients_k": (tile.loop_k, tile.loop_v), "gradients_v": (tile.chunk, tile.block_v)}[kernel]
-    return blocks[0] * blocks[1]
+    state = tile.block_k * tile.sweep_v
+    return {"sweep": state, "sweep_both": state, "outputs": tile.chunk * tile.block_v,
+            "keys": tile.loop_k * tile.loop_v, "values": tile.chunk * tile.block_v,
+            "gradients": tile.loop_k * tile.loop_v + tile.chunk * tile.block_v}[kernel]
 
 
 def limited(**most: int):
@@ -32,10 +34,13 @@ def limited(**most: int):
 
 @pytest.mark.parametrize(("which", "most"), [
     ("forward", {"sweep": 128 * 128, "outputs": 64 * 64}), ("forward", {"sweep": 64 * 64}),
-    ("backward", {"gradients_k": 64 * 32, "gradients_v": 64 * 64, "sweep": 64 * 128}), ("backward", {})])
+    ("backward", {"keys": 64 * 32, "values": 64 * 64, "sweep_both": 64 * 128}), ("backward", {}),
+    ("whole", {"gradients": 64 * 96, "sweep_both": 64 * 128})])
 def test_what_moves_the_least_of_those_that_fit_is_found(which: str, most: dict[str, int]) -> None:
-    found = tune.search(which, STANDING, limited(**most)[0])
-    every = [replace(STANDING, **dict(zip(tune.BLOCKS, blocks, strict=True)))
+    standing = replace(STANDING, whole=which == "whole")
+    which = "backward" if standing.whole else which
+    found = tune.search(which, standing, limited(**most)[0])
+    every = [replace(standing, **dict(zip(tune.BLOCKS, blocks, strict=True)))
              for blocks in itertools.product(*tune.BLOCKS.values())]
     fitting = [tile for tile in every if all(sizes(kernel, tile) <= most.get(kernel, 1 << 30)
                                              for kernel in tune.kernels(which, tile))]
@@ -99,22 +104,26 @@ def test_blocks_are_no_larger_than_k_and_v(kind: str) -> None:
     for name, gate in itertools.product(("Ascend910B2", "Ascend910B4", "Ascend950"), ("channel", "head", "none")):
         soc = socs.of(name)
         assert soc is not None
-        large = tiles.choose(soc, kind, gate, 512, 512, False)
+        large = tiles.choose(soc, kind, gate, 512, 512)
         row = (tiles.chip(soc), kind, "channel" if gate == "channel" else "other")
         assert large == tiles.Tiles(*(tiles.table()[(which, *row)] for which in tune.PASSES))
-        tiny = tiles.choose(soc, kind, gate, 1, 1, False)
+        tiny = tiles.choose(soc, kind, gate, 1, 1)
         for one in (tiny.forward, tiny.backward):
             assert (one.block_k, one.sweep_v, one.block_v, one.loop_k, one.loop_v) == (16,) * 5
-        small = tiles.choose(soc, kind, gate, 40, 512, False).backward
+        small = tiles.choose(soc, kind, gate, 40, 512).backward
         assert small.block_k == min(64, large.backward.block_k) and small.block_v == large.backward.block_v
 
 
-def test_with_gates_per_channel_and_a_bonus_gradients_are_by_tiles() -> None:
+def test_a_row_is_searched_by_the_launches_it_has() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
     soc = socs.of("Ascend910B2")
-    assert soc is not None
-    for gate, bonus, whole in (("channel", False, True), ("channel", True, False), ("head", True, True)):
-        found = tiles.choose(soc, "f32", gate, 128, 128, bonus).backward
-        assert (found.whole, found.span) == ((True, 2) if whole else (False, 1))
+    for dtype, kind in (("bf16", "bf16"), ("f32", "f32")):
+        call = {"dtype": dtype, "gate": "channel", "features": "plain", "K": 128, "V": 128}
+        for which in tune.PASSES:
+            found = [tune.part(one) for one in recording.record(tune.offline.kernels(), soc, call, (which,))]
+            wanted = set(tune.kernels(which, tiles.table()[which, "910", kind, "channel"]))
+            assert len(found) == len(set(found))
+            assert set(found) == (wanted - {"keys", "values"} if "gradients" in wanted else wanted)
 
 
 def test_the_table_has_all_rows_and_no_other() -> None:

@@ -125,9 +125,16 @@ def keep(kept, scales, at, place, state, valid, inside, SCALED: tl.constexpr):
 
 
 @triton.jit
-def kept_state(kept, scales, at, place, valid, inside, SCALED: tl.constexpr):
-    """Load a state [BK, BV] as float32 where it was scaled, else as it was kept."""
-    state = tl.load(kept + at, mask=inside, other=0.0)
+def kept_state(kept, scales, place, at_k, at_v, tile_v, K, V, SCALED: tl.constexpr, KEPT_V: tl.constexpr):
+    """Load a tile [BK, BV] of the state kept at ``place``: as float32 where it was scaled, else as it was kept.
+
+    ``at_v`` is the tile ``tile_v``. A row's scales are one for each KEPT_V columns.
+    """
+    within = (at_k < K)[:, None] & (at_v < V)[None, :]
+    state = tl.load(kept + (place * (K * V) + at_k[:, None] * V + at_v[None, :]), mask=within, other=0.0)
     if SCALED:
-        state = state.to(tl.float32) * tl.load(scales + place, mask=valid, other=0.0)[:, None]
+        kept_tiles = (V + KEPT_V - 1) // KEPT_V
+        kept_tile = (tile_v * at_v.shape[0]) // KEPT_V
+        scale = tl.load(scales + ((place * kept_tiles + kept_tile) * K + at_k), mask=at_k < K, other=0.0)
+        state = state.to(tl.float32) * scale[:, None]
     return state

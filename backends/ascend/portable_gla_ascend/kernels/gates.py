@@ -18,6 +18,8 @@ def load_gate(g, start, tokens, stride, columns, inside, K, GATE: tl.constexpr):
     """Load a chunk's gates, [C, BK]: per channel as they are stored, else repeated, in float32."""
     if GATE == "channel":
         found = rows(g, start, tokens, stride, columns, inside, K)
+        if found.dtype == tl.float32:  # in fewer tiles than a comparison takes
+            return tl.maximum(found, FORGET, propagate_nan=tl.PropagateNan.ALL)
     elif GATE == "head":
         found = tl.load(g + start + tokens * stride, mask=inside, other=0.0)
     else:

@@ -3,8 +3,8 @@
 import triton.language as tl
 
 from portable_gla_ascend.kernels.common import chunk_of, kept_state, kernel, masks, product, rows, tokens_of
-from portable_gla_ascend.kernels.gates import decays, load_gate, pair_decays, whole_decay
-from portable_gla_ascend.kernels.scores import channel_scores
+from portable_gla_ascend.kernels.gates import decays, load_gate, whole_decay
+from portable_gla_ascend.kernels.scores import added_own, tile_scores, whole_scores
 from portable_gla_ascend.kernels.steps import state_before
 
 
@@ -23,7 +23,6 @@ def outputs(
     near, position = masks(near_table, C, REVERSE)
     tiles_k = (K + BK - 1) // BK
     tiles_v = (V + BV - 1) // BV
-    kept_tiles = (V + KEPT_V - 1) // KEPT_V
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         tile_v, head, slot, chunk, row, first, length, kept_slot = chunk_of(
             item, tiles_v, heads, places, cu_seqlens, tokens, C, SPAN, PACKED)
@@ -48,17 +47,8 @@ def outputs(
             ks = rows(k, k_start, at, k_token, at_k, inside, K)
             gates = load_gate(g, g_start, at, g_token, at_k, inside, K, GATE)
             if BONUS:
-                u = tl.load(bonus + head * K + at_k, mask=at_k < K, other=0.0).to(tl.float32)
-                pair = qs.to(tl.float32) * ks.to(tl.float32) * u[None, :]
-                if GATE == "none":  # the 950's compiler refuses the sums there
-                    own += pair
-                else:
-                    own += tl.sum(pair, 1)
-            if GATE == "channel":
-                depth = tl.load(depths + depth_at + tile_k)
-                scores += channel_scores(qs, ks, gates, near, position, depth, BONUS, KIND, C)
-            else:
-                scores += product(ks, tl.trans(qs), KIND)
+                own = added_own(own, qs, ks, bonus + head * K, at_k, K, GATE)
+            scores += tile_scores(qs, ks, gates, near, position, depths + depth_at + tile_k, GATE, BONUS, KIND, C)
             reached = qs
             if GATE != "none":
                 if BONUS:
@@ -75,27 +65,14 @@ def outputs(
                 else:
                     across += product(k_before, tl.trans(reached), KIND)
             if SPAN == 2:
-                state = kept_state(kept, scales, place * (K * V) + at_k[:, None] * V + at_v[None, :],
-                                   (place * kept_tiles + (tile_v * BV) // KEPT_V) * K + at_k, at_k < K,
-                                   (at_k < K)[:, None] & (at_v < V)[None, :], SCALED)
+                state = kept_state(kept, scales, place, at_k, at_v, tile_v, K, V, SCALED, KEPT_V)
             else:
                 state = state_before(
                     k, k_start, k_token, at_k, K, v, v_start, v_token, at_v, V, g, g_start, g_token, kept, scales,
-                    place, (tile_v * BV) // KEPT_V, kept_tiles, first, length, chunk, near, scale, BONUS, GATE, KIND,
-                    SCALED, C, SPAN, REVERSE)
+                    place, tile_v, first, length, chunk, near, scale, BONUS, GATE, KIND, SCALED, C, SPAN, KEPT_V,
+                    REVERSE)
             found += product(reached, state, KIND)
-        if GATE == "head" or GATE == "constant":
-            gates = load_gate(g, g_start, at, g_token, tl.arange(0, C), inside, K, GATE)
-            scores = scores * tl.trans(pair_decays(near, gates, BONUS, KIND))
-        if GATE != "channel":
-            if BONUS:
-                scores = tl.where(near < 0, scores, 0.0)
-            else:
-                scores = tl.where(near <= 0, scores, 0.0)
-        if BONUS:
-            if GATE == "none":
-                own = tl.sum(own, 1)
-            scores += tl.where(near == 0, own[:, None], 0.0)
+        scores = whole_scores(scores, own, near, g, g_start, g_token, at, inside, K, GATE, BONUS, KIND, C)
         if GATE == "none":
             # A sum that only the cube has touched cannot go on as another product's: the compiler refuses the copy.
             found = tl.where(inside[:, None], found, 0.0)

@@ -30,15 +30,14 @@ def stepped(state, xs, ys, gates, near, within, scale, FORWARD: tl.constexpr, BO
 
 @triton.jit
 def state_before(
-    k, k_start, k_token, at_k, K, v, v_start, v_token, at_v, V, g, g_start, g_token, kept, scales, place, kept_tile,
-    kept_tiles, first, length, chunk, near, scale, BONUS: tl.constexpr, GATE: tl.constexpr, KIND: tl.constexpr,
-    SCALED: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr, REVERSE: tl.constexpr,
+    k, k_start, k_token, at_k, K, v, v_start, v_token, at_v, V, g, g_start, g_token, kept, scales, place, tile_v, first,
+    length, chunk, near, scale, BONUS: tl.constexpr, GATE: tl.constexpr, KIND: tl.constexpr, SCALED: tl.constexpr,
+    C: tl.constexpr, SPAN: tl.constexpr, KEPT_V: tl.constexpr, REVERSE: tl.constexpr,
 ):
     """Return a tile [BK, BV] of the state before a chunk, from that before its block of SPAN chunks, at ``place``."""
-    within = (at_k < K)[:, None] & (at_v < V)[None, :]
-    state = kept_state(kept, scales, place * (K * V) + at_k[:, None] * V + at_v[None, :],
-                       (place * kept_tiles + kept_tile) * K + at_k, at_k < K, within, SCALED)
+    state = kept_state(kept, scales, place, at_k, at_v, tile_v, K, V, SCALED, KEPT_V)
     if SPAN > 1:
+        within = (at_k < K)[:, None] & (at_v < V)[None, :]
         state = state.to(tl.float32)
         steps = chunk % SPAN
         for step in range(steps):
