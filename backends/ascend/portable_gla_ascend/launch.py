@@ -110,7 +110,6 @@ class _Launcher:
         self.kind = KINDS[call.q.dtype]
         self.tiles = choose(soc, self.kind, self.gate.kind, self.key_dim, self.value_dim)
         self.scaled = call.q.dtype == torch.float16
-        self.kept = call.q.dtype
         self.usual = {"K": self.key_dim, "V": self.value_dim, "GATE": self.gate.kind, "PACKED": self.packed,
                       "REVERSE": call.reverse, "BONUS": call.bonus is not None, "SCALED": self.scaled,
                       "KIND": self.kind}
