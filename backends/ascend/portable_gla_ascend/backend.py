@@ -17,7 +17,7 @@ from portable_gla import devices, settings
 from portable_gla.backend import Backend, Call, DecodeCall, Gradients
 from portable_gla.errors import KernelError
 from portable_gla.problem import Device, Problem, Reason, Schedule
-from portable_gla_ascend import paths, retry, socs
+from portable_gla_ascend import paths, retry
 from portable_gla_ascend.paths import OPERATIONS
 from portable_gla_ascend.socs import Soc
 
@@ -26,8 +26,6 @@ LARGEST = 512
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _PINS = {"segments": "one segment", OPERATIONS: "yes"}  # 1 is all they can be
-_EMULATED = dataclasses.replace(socs.table()["ascend910b2"], cube_cores=3, vector_cores=6)
-"""Whose tiles the emulator runs: with so few cores that a program walks several pieces of work."""
 
 
 class AscendBackend:
@@ -83,7 +81,11 @@ class AscendBackend:
         return paths.choose(device, OPERATIONS in pins, self._emulating)
 
     def _soc(self, device: Device) -> Soc | None:
-        return _EMULATED if self._emulating else paths.soc(device)
+        if not self._emulating:
+            return paths.soc(device)
+        found = paths.emulated()
+        # With so few cores that a program walks several pieces of work.
+        return found and dataclasses.replace(found, cube_cores=3, vector_cores=6)
 
     def schedule(self, problem: Problem) -> Schedule:
         """Ask the path that is taken, and say which one it is and why."""

@@ -91,8 +91,16 @@ def soc(device: Device) -> Soc | None:
     return socs.of(device.arch) or (socs.of(_assumed) if _assumed else None)
 
 
+def emulated() -> Soc | None:
+    """Return the chip whose tiles the emulator runs: 910B2, or the one that the user names."""
+    return socs.of(_assumed or "Ascend910B2")
+
+
 def unknown_soc(device: Device) -> Reason:
     """Say that a chip is unknown, and what to do."""
+    if device.type != "npu":
+        return Reason("arch", f"emulates no chip {_assumed!r}, which {SOC} names; it knows {socs.known()}",
+                      f"set {SOC} to one of these, or unset it: then it is 910B2")
     given = f", nor the {_assumed!r} of {SOC}" if _assumed else ""
     return Reason("arch", f"does not know the chip {device.arch or '(nameless)'!r}{given}; it knows {socs.known()}",
                   f"set {SOC} to the known chip that is most like it (Ascend910B2), check with `portable-gla verify "
